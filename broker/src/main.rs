@@ -1,0 +1,2 @@
+//! Mayfly.
+fn main() {}
