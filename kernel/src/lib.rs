@@ -1,1 +1,6 @@
-//! TODO-LATER
+//! The Linux system calls that std, nix and tokio lack, behind safe functions.
+//!
+//! This is the only crate that may say `unsafe`; every block says why it holds and why no safe way
+//! serves.
+
+pub mod alloc;
