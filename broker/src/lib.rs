@@ -1,1 +1,1 @@
-//! TODO-LATER
+//! Policy, engines, leases, store, seal and audit, behind one door.

@@ -1,1 +1,3 @@
-//! TODO-LATER
+//! Attests the containers of one host, serves their workload socket, and watches for their deaths.
+
+pub mod upstream;

@@ -1,0 +1,372 @@
+//! The admin API: what `mayfly` says on the admin socket. HTTP/1.1 with JSON over a unix socket that
+//! only root may connect to.
+//!
+//! | request | body → answer |
+//! |---|---|
+//! | `GET /v1/status` | → [`Status`] |
+//! | `POST /v1/plan` | [`Desired`] → [`Plan`] |
+//! | `POST /v1/apply` | [`Apply`] → [`Plan`] (what was done) |
+//! | `POST /v1/policy/check` | [`Vec`]<[`PolicyFile`]> → [`PolicyCheck`] |
+//! | `PUT /v1/kv/PATH` | [`KvPut`] → [`KvVersion`] |
+//! | `GET /v1/kv/PATH?version=N` | → [`KvValue`] |
+//! | `DELETE /v1/kv/PATH` | → [`KvVersion`] (of the deletion mark) |
+//! | `GET /v1/kv-history/PATH` | → [`Vec`]<[`KvVersion`]> |
+//! | `GET /v1/kv` | → [`Vec`]<[`KvEntry`]> |
+//! | `GET /v1/workloads` | → [`Vec`]<[`WorkloadInfo`]> |
+//! | `GET /v1/explain?workload=W&credential=C` | → [`Explanation`] |
+//! | `GET /v1/leases` | → [`Vec`]<[`LeaseInfo`]> |
+//! | `GET /v1/audit?last=N` | → lines of the audit file |
+//! | `GET /v1/audit?last=N&follow=true` | → the same, and then each new line as it is written |
+//! | `POST /v1/audit/verify` | → [`AuditReport`] |
+//! | `POST /v1/nodes/NAME` | → [`NodeCertificate`] |
+//!
+//! A refusal is a [`Refusal`](crate::Refusal) whose message tells the cause.
+
+use crate::evidence::Evidence;
+use crate::name::{CredentialName, FieldName, KvPath};
+use crate::workload::{LeaseId, WorkloadKey};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Where the admin socket is.
+pub const SOCKET: &str = "/run/mayfly/admin.sock";
+/// Most bytes of one admin request.
+pub const MAX_BODY: usize = 8 * 1024 * 1024;
+
+/// How the broker is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Its version.
+    pub version: String,
+    /// Its pid, in its own pid namespace.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// Whether it is sealed.
+    pub sealed: bool,
+    /// Where its state is.
+    pub state_dir: String,
+    /// The workload socket of its embedded node, if it has one.
+    pub workload_socket: Option<String>,
+    /// Base of its OpenID discovery document.
+    pub issuer: String,
+    /// The nodes that it hears from.
+    pub nodes: Vec<NodeInfo>,
+    /// Counts.
+    pub credentials: u64,
+    /// Policies that operators applied.
+    pub policies: u64,
+    /// Live leases.
+    pub leases: u64,
+    /// Open sessions.
+    pub sessions: u64,
+    /// The last audit record.
+    pub audit_seq: u64,
+}
+
+/// One node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: String,
+    /// Seconds since its last heartbeat.
+    pub last_heartbeat_seconds: u64,
+    /// Live workloads on it that hold leases or sessions.
+    pub workloads: u64,
+}
+
+/// One credential, as configured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialConfig {
+    /// Its name.
+    pub name: CredentialName,
+    /// How long a lease lasts unless it is renewed, in seconds.
+    pub ttl_seconds: u64,
+    /// What makes it.
+    pub engine: EngineConfig,
+}
+
+/// What makes a credential, with that engine's own settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum EngineConfig {
+    /// A stored, versioned value.
+    Kv {
+        /// Where it stands.
+        path: KvPath,
+    },
+    /// A signed token (RFC 7519).
+    Jwt {
+        /// How it is signed.
+        algorithm: JwtAlgorithm,
+        /// `aud`.
+        audience: Vec<String>,
+        /// `sub`: a template over the evidence.
+        subject: String,
+        /// More claims, each a template over the evidence.
+        #[serde(default)]
+        claims: BTreeMap<String, String>,
+    },
+}
+
+/// A signature algorithm (RFC 7518, RFC 8037).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JwtAlgorithm {
+    /// Ed25519.
+    #[serde(rename = "EdDSA")]
+    EdDsa,
+    /// ECDSA with P-256 and SHA-256.
+    #[serde(rename = "ES256")]
+    Es256,
+}
+
+/// One `.cedar` file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyFile {
+    /// Its name, for messages: `orders.cedar`.
+    pub file: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// Everything that a configuration directory says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Desired {
+    /// Every credential that shall exist.
+    pub credentials: Vec<CredentialConfig>,
+    /// Every policy that shall stand, beside the baseline.
+    pub policies: Vec<PolicyFile>,
+}
+
+/// Makes a plan so.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Apply {
+    /// What shall be.
+    pub desired: Desired,
+    /// [`Plan::base`] of the plan that the operator saw: a configuration that has changed since is
+    /// refused. Absent means "whatever stands now".
+    pub base: Option<u64>,
+}
+
+/// What would change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Number of the configuration that this was compared with.
+    pub base: u64,
+    /// What changes, in the order in which it is shown.
+    pub changes: Vec<Change>,
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Create, update or delete.
+    pub action: ChangeAction,
+    /// `credential` or `policy`.
+    pub kind: String,
+    /// Name of the credential, or the policy's id.
+    pub name: String,
+    /// What changes in it: `ttl: 15m → 5m`.
+    pub details: Vec<String>,
+    /// How many live leases it touches.
+    pub leases: u64,
+}
+
+/// What happens to a thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeAction {
+    /// It is new.
+    Create,
+    /// It changes.
+    Update,
+    /// It goes.
+    Delete,
+}
+
+/// What is wrong with some policies, if anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyCheck {
+    /// How many policies were read.
+    pub policies: u64,
+    /// Empty when all is well.
+    pub problems: Vec<PolicyProblem>,
+}
+
+/// One problem.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyProblem {
+    /// The file.
+    pub file: String,
+    /// Counts from 1, where it is known.
+    pub line: Option<u64>,
+    /// What was expected, what was found.
+    pub message: String,
+}
+
+/// A new version of a value. The fields' values are base64 ([`crate::bytes`]); whoever holds this
+/// answers for zeroing it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvPut {
+    /// One field called `value` makes a credential of one value; anything else makes a directory.
+    pub fields: BTreeMap<FieldName, SecretText>,
+    /// Refuse unless this is the current version; 0 means that there must be none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_version: Option<u64>,
+}
+
+/// One version of a value, as an operator reads it.
+#[derive(Serialize, Deserialize)]
+pub struct KvValue {
+    /// Where it stands.
+    pub path: KvPath,
+    /// Its version.
+    pub version: u64,
+    /// Its fields.
+    pub fields: BTreeMap<FieldName, SecretText>,
+}
+
+/// A secret value as base64 text inside JSON, on its way between an operator and the broker. It can be
+/// serialized, on purpose and only here; it cannot be printed or cloned, and is zeroed when dropped.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SecretText(zeroize::Zeroizing<String>);
+
+impl SecretText {
+    /// Encodes a secret for the admin socket.
+    #[must_use]
+    pub fn encode(secret: &crate::Secret) -> Self {
+        Self(zeroize::Zeroizing::new(crate::bytes::encode(
+            secret.expose(),
+        )))
+    }
+
+    /// Decodes it.
+    ///
+    /// # Errors
+    /// A fixed phrase that does not repeat the text.
+    pub fn decode(&self) -> Result<crate::Secret, &'static str> {
+        crate::bytes::decode(&self.0).map(crate::Secret::from)
+    }
+}
+
+/// One version, without its value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvVersion {
+    /// Where it stands.
+    pub path: KvPath,
+    /// Counts up from 1.
+    pub version: u64,
+    /// Milliseconds since the Unix epoch.
+    pub created_at: u64,
+    /// Whether this version is a deletion mark.
+    pub deleted: bool,
+    /// Names of its fields.
+    pub fields: Vec<FieldName>,
+}
+
+/// One path of the kv engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvEntry {
+    /// The path.
+    pub path: KvPath,
+    /// Its current version.
+    pub version: u64,
+    /// When that was made: milliseconds since the Unix epoch.
+    pub created_at: u64,
+    /// Whether the current version is a deletion mark.
+    pub deleted: bool,
+}
+
+/// One workload that the broker knows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorkloadInfo {
+    /// The short id.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Its latest evidence.
+    pub evidence: Evidence,
+    /// Open sessions.
+    pub sessions: u64,
+    /// Live leases.
+    pub leases: u64,
+    /// The generation that its sidecar acknowledged last, in its present session.
+    pub acknowledged: Option<u64>,
+}
+
+/// Why a workload gets a credential, or does not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The workload's short id.
+    pub workload: String,
+    /// What people call it.
+    pub name: String,
+    /// The credential.
+    pub credential: CredentialName,
+    /// The decision now, on the latest evidence.
+    pub allowed: bool,
+    /// The policies that made it: those that permitted, or those that forbade.
+    pub decided_by: Vec<ExplainedPolicy>,
+    /// One sentence for people.
+    pub summary: String,
+}
+
+/// A policy that decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainedPolicy {
+    /// Its id.
+    pub id: String,
+    /// `permit` or `forbid`.
+    pub effect: String,
+    /// Its own explanation (annotation `@reason`), if it has one.
+    pub reason: Option<String>,
+    /// Its text.
+    pub text: String,
+}
+
+/// One lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseInfo {
+    /// Its id.
+    pub lease: LeaseId,
+    /// Whose.
+    pub workload: WorkloadKey,
+    /// What people call the workload.
+    pub name: String,
+    /// Which credential.
+    pub credential: CredentialName,
+    /// Milliseconds since the Unix epoch.
+    pub issued_at: u64,
+    /// Milliseconds since the Unix epoch.
+    pub expires_at: u64,
+    /// The version of the kv value that it gives, where it gives one.
+    pub version: Option<u64>,
+}
+
+/// What a check of the audit file found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditReport {
+    /// Records read.
+    pub records: u64,
+    /// Hash of the last one.
+    pub head: String,
+    /// What is wrong, or nothing.
+    pub problem: Option<String>,
+}
+
+/// What a new node needs. Its key is a secret: whoever holds this answers for zeroing it.
+#[derive(Serialize, Deserialize)]
+pub struct NodeCertificate {
+    /// The node's certificate, PEM.
+    pub certificate: String,
+    /// Its private key, PEM, base64.
+    pub key: SecretText,
+    /// The authority that the broker's own certificate comes from, PEM.
+    pub ca: String,
+}

@@ -1,0 +1,101 @@
+//! The node link: what a node tells its broker, and asks it. The embedded node passes these same types
+//! in memory; a remote node speaks them as JSON over HTTP/2 and mutual TLS.
+//!
+//! - `POST /v1/node/session`: request body and answer are streams, one JSON message a line. Up: one
+//!   [`SessionRequest`], then [`ClientMessage`](crate::session::ClientMessage)s. Down:
+//!   [`ServerMessage`](crate::session::ServerMessage)s.
+//! - `POST /v1/node/granted`: [`Evidence`] → [`Granted`](crate::session::Granted).
+//! - `POST /v1/node/heartbeat`: [`Heartbeat`] → [`Watch`]. The node's certificate names the node; a
+//!   message that names another is refused.
+//! - `POST /v1/node/event`: [`NodeEvent`] → empty. Answered once it is on disk.
+
+use crate::evidence::Evidence;
+use crate::session::Hello;
+use crate::workload::WorkloadKey;
+use serde::{Deserialize, Serialize};
+
+/// Path of the session stream.
+pub const SESSION_PATH: &str = "/v1/node/session";
+/// Path of the question what is granted.
+pub const GRANTED_PATH: &str = "/v1/node/granted";
+/// Path of the heartbeat.
+pub const HEARTBEAT_PATH: &str = "/v1/node/heartbeat";
+/// Path of events.
+pub const EVENT_PATH: &str = "/v1/node/event";
+/// How often a node proves that its workloads live, in seconds.
+pub const HEARTBEAT_SECONDS: u64 = 5;
+
+/// A workload asks, through its node, for a session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SessionRequest {
+    /// Who asks, by what the node established.
+    pub evidence: Evidence,
+    /// What the sidecar said.
+    pub hello: Hello,
+    /// Whether it ends after its first bundle: the one-shot form, whose values the node opens.
+    pub once: bool,
+}
+
+/// A node lives, and with it every workload whose death it has not reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The node's name.
+    pub node: String,
+    /// The boot that it runs in.
+    pub boot_id: String,
+    /// Whether the node has just started, and so wants the whole list of what it must watch.
+    pub starting: bool,
+}
+
+/// What the node must watch: workloads that hold leases. The node reports at once the death of those
+/// that are not there any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watch {
+    /// The workloads, each with the init process to find again.
+    pub workloads: Vec<Watched>,
+}
+
+/// One workload to watch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watched {
+    /// Which.
+    pub workload: WorkloadKey,
+    /// See [`Evidence::init_pid`].
+    pub init_pid: u32,
+    /// See [`Evidence::init_start_time`].
+    pub init_start_time: u64,
+}
+
+/// Something happened on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum NodeEvent {
+    /// A workload is dead: its init, and with it all its processes.
+    Died {
+        /// Which.
+        workload: WorkloadKey,
+    },
+    /// The node refused someone, before policy was asked.
+    Refused(Box<NodeRefusal>),
+}
+
+/// What the node knows about someone it refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRefusal {
+    /// Why, in a word that does not change: `sender_in_other_container`, `peer_exited`,
+    /// `not_a_container`, `descriptors_passed`, `too_slow`, …
+    pub reason: String,
+    /// The cause in full, for the operator.
+    pub detail: String,
+    /// The peer's pid when it connected, in the host's pid namespace.
+    pub pid: Option<u32>,
+    /// The peer's user id when it connected.
+    pub uid: Option<u32>,
+    /// The peer's cgroup path, where it could be read.
+    pub cgroup_path: Option<String>,
+    /// The workload, where it could be told.
+    pub workload: Option<WorkloadKey>,
+    /// How many like refusals of the same origin this record stands for: a flood makes one record an
+    /// interval, not one a try.
+    pub count: u64,
+}
