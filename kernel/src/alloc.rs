@@ -124,7 +124,7 @@ mod tests {
 
     /// With the real heap behind it, the bytes are gone from the process.
     #[test]
-    fn the_optimizer_keeps_the_zeroing() {
+    fn freed_bytes_are_gone_from_the_process() {
         static HEAP: Zeroing = Zeroing::new();
         let layout = Layout::from_size_align(4096, 8).unwrap();
         // SAFETY: as above. What is left is read through /proc/self/mem, not a dead pointer; the

@@ -4,3 +4,11 @@
 //! serves.
 
 pub mod alloc;
+pub mod caps;
+pub mod keyring;
+pub mod memory;
+pub mod process;
+pub mod seccomp;
+
+#[cfg(test)]
+mod test_child;
