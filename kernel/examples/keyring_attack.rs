@@ -4,7 +4,7 @@
 //! `keyring_attack take DESCRIPTION` tries to find and read it, from another container of the uid.
 //!
 //! Prints one line of JSON, each step with `"ok"` or the error's number. `take` adds `"payload"`,
-//! a string, if it read one. Exit status 0 means that the steps were run, whatever they achieved.
+//! a string, if it read one (meant for plain letters and digits). Exit status 0 means that the steps were run, whatever they achieved.
 
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
 
