@@ -1,1 +1,5 @@
-//! End-to-end suites over real containers and real servers, their harness, and the benches.
+//! End-to-end suites over real containers and real servers.
+//!
+//! [`harness`] is what they stand on; the suites themselves are the modules of `tests/e2e.rs`.
+
+pub mod harness;

@@ -1,0 +1,57 @@
+# `make test` and `make demo` are all that one needs on a fresh machine.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup build lint unit e2e test demo bench deny clean
+
+# The suites make namespaces, cgroups and containers. Someone who is not root runs the test
+# binaries, and nothing else, through sudo.
+as_root := $(if $(filter 0,$(shell id -u)),,--config 'target."cfg(unix)".runner=["sudo","-E"]')
+
+help:
+	@echo "make test    everything that must pass: format, lints, unit tests, end-to-end suites"
+	@echo "make demo    two containers, a rotated secret, a death and an audit log, on one screen"
+	@echo "make build   the release binaries; sidecar and shim small and static"
+	@echo "make bench   the figures of docs/design.md section 11, kept in target/bench.jsonl"
+	@echo "make deny    licences, sources, banned crates and known vulnerabilities of what we use"
+	@echo "make clean   remove what was built"
+
+setup:
+	@tests/setup
+
+build:
+	cargo build --release --workspace --locked
+	cargo build --profile small -p mayfly-sidecar -p mayfly-shim --locked
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets --locked -- -D warnings
+
+unit:
+	cargo test --release --workspace --exclude mayfly-tests --locked $(as_root)
+
+# One at a time: the suites measure, and they share two container engines.
+e2e: setup build
+	cargo test --release -p mayfly-tests --locked $(as_root) -- --test-threads=1
+
+# In this order, so that the cheapest check fails first.
+test:
+	@$(MAKE) --no-print-directory setup
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory e2e
+	@echo "test: ok"
+
+demo: build
+	@deploy/demo/run
+
+bench: setup build
+	cargo run --release --locked -p mayfly-tests --bin bench
+
+deny:
+	@tests/deny
+
+clean:
+	cargo clean

@@ -1,0 +1,107 @@
+//! Several containers from one compose file.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::container::Container;
+use super::docker::Docker;
+use super::temp::TempDir;
+use super::wait::{output, random_text};
+
+/// The options of a tmpfs volume as the sidecar wants it, for uid and gid 1000.
+const TMPFS: &str = "size=1m,uid=1000,gid=1000,mode=0750,noexec,nosuid,nodev,noswap";
+
+/// A compose project; taken down, with its volumes, on drop.
+#[derive(Debug)]
+pub struct Compose<'a> {
+    docker: &'a Docker,
+    dir: TempDir,
+    project: String,
+}
+
+impl<'a> Compose<'a> {
+    /// Brings the services of a compose file up. Of the file, only the part below `services:` is
+    /// given, indented by two; `volumes` names tmpfs volumes that are declared for it.
+    ///
+    /// # Errors
+    /// When the file is wrong or a service does not start.
+    pub fn up(docker: &'a Docker, services: &str, volumes: &[&str]) -> Result<Self> {
+        let compose = Self {
+            docker,
+            dir: TempDir::new()?,
+            project: format!("mayfly{}", random_text(6)?),
+        };
+        let mut file = format!("version: \"3.7\"\nservices:\n{services}\n");
+        if !volumes.is_empty() {
+            file.push_str("volumes:\n");
+        }
+        for volume in volumes {
+            file.push_str(&format!(
+                "  {volume}:\n    driver_opts: {{type: tmpfs, device: tmpfs, o: \"{TMPFS}\"}}\n"
+            ));
+        }
+        std::fs::write(compose.file(), file)?;
+        compose.cli(&["up", "-d"])?;
+        Ok(compose)
+    }
+
+    /// The name of the project, as its label `com.docker.compose.project` has it.
+    pub fn project(&self) -> &str {
+        &self.project
+    }
+
+    /// Runs the compose client for this project.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn cli(&self, args: &[&str]) -> Result<String> {
+        let mut command = client(self.docker);
+        command
+            .arg("-f")
+            .arg(self.file())
+            .args(["-p", &self.project])
+            .args(args);
+        output(&mut command)
+    }
+
+    /// The container of a service (the first, when it is scaled).
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn service(&self, name: &str) -> Result<Container<'a>> {
+        let id = self.cli(&["ps", "-q", name])?;
+        let id = id
+            .lines()
+            .next()
+            .with_context(|| format!("no container of service {name}"))?;
+        Ok(Container::new(self.docker, id.to_string(), false))
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.join("compose.yml")
+    }
+}
+
+impl Drop for Compose<'_> {
+    fn drop(&mut self) {
+        let _ = self.cli(&["down", "--volumes", "--timeout", "0"]);
+    }
+}
+
+/// The plugin where the client has it, else the older program of its own.
+fn client(docker: &Docker) -> Command {
+    let mut plugin = docker.client();
+    // The client looks for plugins in its settings' directory too, which is empty here.
+    if plugin
+        .args(["compose", "version"])
+        .output()
+        .is_ok_and(|done| done.status.success())
+    {
+        let mut command = docker.client();
+        command.arg("compose");
+        return command;
+    }
+    docker.client_named("docker-compose")
+}

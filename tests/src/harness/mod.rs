@@ -1,0 +1,37 @@
+//! What the suites stand on: container engines of our own, bare containers, images made without a
+//! registry, the processes under test, and readers for what they must not leak.
+//!
+//! Everything started here ends when its value is dropped, and also when the test process dies by
+//! whatever means: see [`Guard`]. Logs of all that ran stay in `target/<host>/e2e-logs/`.
+
+mod bins;
+mod broker;
+mod cgroup;
+mod compose;
+mod container;
+mod docker;
+mod guard;
+mod http;
+mod image;
+mod memory;
+mod namespaces;
+mod raw;
+mod realm;
+mod temp;
+mod wait;
+
+pub use bins::{binary, log_path};
+pub use broker::{Broker, BrokerOptions};
+pub use cgroup::{Cgroup, cgroup_of};
+pub use compose::Compose;
+pub use container::Container;
+pub use docker::Docker;
+pub use guard::Guard;
+pub use http::{Http, Reply, Stream};
+pub use image::Image;
+pub use memory::{Hit, Needle, Scan, scan_memory};
+pub use namespaces::{Bare, BareOptions};
+pub use raw::Raw;
+pub use realm::Realm;
+pub use temp::TempDir;
+pub use wait::{free_port, output, output_with_input, random_text, wait_until};

@@ -1,0 +1,9 @@
+//! The end-to-end suites, one module each. They need root, what `tests/setup` installs and what
+//! `make build` builds, and fail without.
+
+mod e2e {
+    mod bare;
+    mod engines;
+    mod memory;
+    mod rules;
+}
