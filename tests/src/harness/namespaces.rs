@@ -15,6 +15,10 @@ use super::realm::Realm;
 use super::temp::TempDir;
 use super::wait::{random_text, wait_until};
 
+/// The parent of a container's init: passes on how it ended (unshare(1) itself cannot, of a child
+/// that was killed). The first process that it forks is the init.
+const PARENT: &str = r#"setpriv --pdeathsig KILL bash -c "$0" bare "$@" & wait $!"#;
+
 /// How a bare container is made. The default is a modest one: uid 1000, no capabilities,
 /// no_new_privs, a read-only root. It has no seccomp filter; `mayfly-shim` brings one.
 #[derive(Debug, Clone)]
@@ -100,17 +104,9 @@ impl Bare {
 
         let mut unshare = realm.command("unshare");
         unshare.args([
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount",
-            "--uts",
-            "--ipc",
-            "--net",
+            "--pid", "--mount", "--uts", "--ipc", "--net", "bash", "-c", PARENT,
         ]);
-        unshare
-            .args(["bash", "-c", include_str!("namespaces.sh"), "bare"])
-            .args(command);
+        unshare.arg(include_str!("namespaces.sh")).args(command);
         unshare
             .env("ROOT", root.path())
             .env("CGROUPS", dirs.collect::<Vec<_>>().join("\n"));
@@ -209,6 +205,16 @@ impl Bare {
             .wait(limit)?
             .code()
             .context("the guard was killed")
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        // Its init first, so that its parent reaps it. Once the parent is gone the pid may be
+        // somebody else's.
+        if matches!(self.parent.exited(), Ok(None)) && self.kill().is_ok() {
+            let _ = self.wait(Duration::from_secs(5));
+        }
     }
 }
 

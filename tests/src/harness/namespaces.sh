@@ -47,5 +47,6 @@ rmdir /old
 [ -z "$READ_ONLY" ] || mount -o remount,ro /
 hostname bare
 echo "bare: ready"
-exec env -i PATH=/bin:/sbin HOME=/ setpriv $PRIVILEGES -- "$@"
+# A change of uid takes the parent-death signal away: it is set again.
+exec env -i PATH=/bin:/sbin HOME=/ setpriv --pdeathsig KILL $PRIVILEGES -- "$@"
 ' bare "$@"
