@@ -10,11 +10,11 @@ SHELL := /bin/bash
 as_root := $(if $(filter 0,$(shell id -u)),,--config 'target."cfg(unix)".runner=["sudo","-E"]')
 
 help:
-	@echo "make test    everything that must pass: format, lints, unit tests, end-to-end suites"
+	@echo "make test    all that must pass: format, lints, unit and end-to-end tests, dependencies"
 	@echo "make demo    two containers, a rotated secret, a death and an audit log, on one screen"
 	@echo "make build   the release binaries; sidecar and shim small and static"
 	@echo "make bench   the figures of docs/design.md section 11, kept in target/bench.jsonl"
-	@echo "make deny    licences, sources, banned crates and known vulnerabilities of what we use"
+	@echo "make deny    licences, sources, banned crates, known vulnerabilities of what we use"
 	@echo "make clean   remove what was built"
 
 setup:
@@ -42,6 +42,7 @@ test:
 	@$(MAKE) --no-print-directory build
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory e2e
+	@tests/deny rules
 	@echo "test: ok"
 
 demo: build
