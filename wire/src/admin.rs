@@ -139,6 +139,9 @@ pub struct Desired {
     pub credentials: Vec<CredentialConfig>,
     /// Every policy that shall stand, beside the baseline.
     pub policies: Vec<PolicyFile>,
+    /// Whether the `hardened` rules stand too: `[policy] hardened = true` in one of the TOML files.
+    #[serde(default)]
+    pub hardened: bool,
 }
 
 /// Makes a plan so.
