@@ -1,1 +1,3 @@
 //! Policy, engines, leases, store, seal and audit, behind one door.
+
+pub mod policy;
