@@ -3,16 +3,17 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build lint unit e2e test demo bench deny clean
+.PHONY: help setup build images lint unit e2e test demo bench deny clean
 
 # The suites make namespaces, cgroups and containers. Someone who is not root runs the test
 # binaries, and nothing else, through sudo.
-as_root := $(if $(filter 0,$(shell id -u)),,--config 'target."cfg(unix)".runner=["sudo","-E"]')
+as_root := $(if $(filter 0,$(shell id -u)),,--config 'target."cfg(unix)".runner=["sudo","-E","env","PATH=$(PATH)"]')
 
 help:
 	@echo "make test    all that must pass: format, lints, unit and end-to-end tests, dependencies"
 	@echo "make demo    two containers, a rotated secret, a death and an audit log, on one screen"
 	@echo "make build   the release binaries; sidecar and shim small and static"
+	@echo "make images  container images of them, given to the docker client's engine"
 	@echo "make bench   the figures of docs/design.md section 11, kept in target/bench.jsonl"
 	@echo "make deny    licences, sources, banned crates, known vulnerabilities of what we use"
 	@echo "make clean   remove what was built"
@@ -23,6 +24,9 @@ setup:
 build:
 	cargo build --release --workspace --locked
 	cargo build --profile small -p mayfly-sidecar -p mayfly-shim --locked
+
+images: build
+	@deploy/images/build
 
 lint:
 	cargo fmt --all --check

@@ -4,6 +4,8 @@
 mod e2e {
     mod bare;
     mod engines;
+    mod images;
     mod memory;
     mod rules;
+    mod session;
 }

@@ -1,14 +1,23 @@
 //! What a test runs inside a container, where there may be no shell: static, one job a call.
 //!
 //! - `mayfly-probe http SOCKET METHOD PATH [BODY]` prints the status, a newline, and the body.
+//! - `mayfly-probe session SOCKET [NAME…]` opens a session, and prints `workload ID`, then each value
+//!   of each bundle as `bundle GENERATION NAME/FIELD=VALUE`, what is missing as
+//!   `missing NAME CODE`, a refusal as `refused CODE`, and each withdrawal as `withdrawn NAME`, until
+//!   the server closes.
 //! - `mayfly-probe hold COUNT` reads that many bytes from standard input, says `held`, and keeps
 //!   them in its memory until standard input ends.
 //! - `mayfly-probe say TEXT…` prints it, and then waits to be killed.
 
 use std::io::{Read, Write, stdin, stdout};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mayfly_tests::harness::Http;
+use mayfly_tests::harness::{Http, Opened, Session};
+use mayfly_wire::Code;
+use mayfly_wire::session::{ClientMessage, ServerMessage};
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -16,6 +25,7 @@ fn main() -> Result<()> {
     match args[..] {
         ["http", socket, method, path] => http(socket, method, path, ""),
         ["http", socket, method, path, body] => http(socket, method, path, body),
+        ["session", socket, ref names @ ..] => session(Path::new(socket), names),
         ["hold", count] => hold(count.parse().context("COUNT is a number of bytes")?),
         ["say", ref words @ ..] => {
             print(words.join(" ").as_bytes())?;
@@ -23,7 +33,7 @@ fn main() -> Result<()> {
                 std::thread::park();
             }
         }
-        _ => bail!("expected http, hold or say: see the head of mayfly-probe.rs"),
+        _ => bail!("expected http, session, hold or say: see the head of mayfly-probe.rs"),
     }
 }
 
@@ -39,6 +49,44 @@ fn http(socket: &str, method: &str, path: &str, body: &str) -> Result<()> {
     print(&reply.body)
 }
 
+fn session(socket: &Path, names: &[&str]) -> Result<()> {
+    const LONG: Duration = Duration::from_secs(3600);
+    let code = |code: Code| serde_json::to_string(&code).map(|text| text.replace('"', ""));
+    let stream = UnixStream::connect(socket).context("connecting")?;
+    let mut session = match Session::attempt(stream, names, Duration::from_secs(10))? {
+        Opened::Session(session) => session,
+        Opened::Refused(refusal) => return print_line(&format!("refused {}", code(refusal.code)?)),
+    };
+    print_line(&format!("workload {}", session.workload().id()))?;
+    while let Some(message) = session.next(LONG)? {
+        match message {
+            ServerMessage::Bundle(bundle) => {
+                let generation = bundle.generation;
+                for value in session.open_bundle(&bundle)? {
+                    let text = String::from_utf8_lossy(&value.bytes);
+                    let (name, field) = (&value.name, &value.field);
+                    print_line(&format!("bundle {generation} {name}/{field}={text}"))?;
+                }
+                for missing in bundle.missing {
+                    let code = code(missing.refusal.code)?;
+                    print_line(&format!("missing {} {code}", missing.name))?;
+                }
+                session.send(&ClientMessage::Ack { generation })?;
+            }
+            ServerMessage::Withdraw { names } => {
+                for name in names {
+                    print_line(&format!("withdrawn {name}"))?;
+                }
+            }
+            ServerMessage::Refused(refusal) => {
+                print_line(&format!("refused {}", code(refusal.code)?))?;
+            }
+            ServerMessage::Hello { .. } | ServerMessage::Ping {} => {}
+        }
+    }
+    Ok(())
+}
+
 fn hold(count: usize) -> Result<()> {
     let mut held = vec![0; count];
     stdin()
@@ -49,6 +97,10 @@ fn hold(count: usize) -> Result<()> {
     // Used once more, so that it is kept until here.
     std::hint::black_box(held);
     Ok(())
+}
+
+fn print_line(line: &str) -> Result<()> {
+    print(line.as_bytes())
 }
 
 fn print(bytes: &[u8]) -> Result<()> {

@@ -103,5 +103,5 @@ fn client(docker: &Docker) -> Command {
         command.arg("compose");
         return command;
     }
-    docker.client_named("docker-compose")
+    docker.client_of("docker-compose")
 }

@@ -1,5 +1,6 @@
 //! A container engine of our own.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -97,10 +98,11 @@ impl Docker {
 
     /// The docker client, speaking to this engine and reading none of the user's settings.
     pub fn client(&self) -> Command {
-        self.client_named("docker")
+        self.client_of("docker")
     }
 
-    pub(super) fn client_named(&self, program: &str) -> Command {
+    /// Another program that is pointed at this engine as the docker client is.
+    pub fn client_of(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.env("DOCKER_HOST", format!("unix://{}", self.socket().display()));
         command
@@ -116,10 +118,7 @@ impl Docker {
     ///
     /// # Errors
     /// When it fails, with what it said.
-    pub fn cli<S: AsRef<std::ffi::OsStr>>(
-        &self,
-        args: impl IntoIterator<Item = S>,
-    ) -> Result<String> {
+    pub fn cli<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<String> {
         output(self.client().args(args))
     }
 
@@ -128,10 +127,7 @@ impl Docker {
     ///
     /// # Errors
     /// When it does not start.
-    pub fn run<S: AsRef<std::ffi::OsStr>>(
-        &self,
-        args: impl IntoIterator<Item = S>,
-    ) -> Result<Container<'_>> {
+    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Container<'_>> {
         let id = output(
             self.client()
                 .args(["run", "--detach", "--network", "none"])

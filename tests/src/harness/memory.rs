@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 
 /// A part of a secret that is as good as the whole, in bytes.
 const WINDOW: usize = 16;
@@ -37,6 +37,10 @@ impl Needle {
             Self::new(
                 &format!("{name} in base64"),
                 STANDARD.encode(secret).as_bytes(),
+            ),
+            Self::new(
+                &format!("{name} in URL-safe base64"),
+                URL_SAFE.encode(secret).as_bytes(),
             ),
             Self::new(&format!("{name} in hexadecimal"), hex.as_bytes()),
         ]

@@ -17,6 +17,7 @@ mod memory;
 mod namespaces;
 mod raw;
 mod realm;
+mod session;
 mod temp;
 mod wait;
 
@@ -33,5 +34,6 @@ pub use memory::{Hit, Needle, Scan, scan_memory};
 pub use namespaces::{Bare, BareOptions};
 pub use raw::Raw;
 pub use realm::Realm;
+pub use session::{Opened, Session, Value};
 pub use temp::TempDir;
 pub use wait::{free_port, output, output_with_input, random_text, wait_until};
