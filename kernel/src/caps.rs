@@ -96,22 +96,32 @@ impl Caps {
     }
 }
 
-/// Gives up every capability of the calling thread and all that it starts: ambient, bounding,
-/// effective, permitted and inheritable.
+/// Empties the bounding set, so that no exec gives any capability. What the thread has now stays.
 ///
-/// The bounding set needs CAP_SETPCAP. Without it the set stays; together with no_new_privs, exec
-/// still gives nothing from it.
+/// Without CAP_SETPCAP the set stays as it is: together with no_new_privs, exec still gives
+/// nothing from it.
 ///
 /// # Errors
 ///
-/// Only those of a kernel that refuses to take capabilities away; see capset(2).
-pub fn drop_all() -> io::Result<()> {
+/// None that Linux documents with that capability; see PR_CAPBSET_DROP(2const).
+pub fn drop_bounding() -> io::Result<()> {
     let caps = Caps::read()?;
     if caps.effective.has(SETPCAP) {
         for number in (0..64).filter(|number| caps.bounding.has(*number)) {
             Errno::result(control(libc::PR_CAPBSET_DROP, number.into(), 0))?;
         }
     }
+    Ok(())
+}
+
+/// Gives up every capability of the calling thread and all that it starts: ambient, bounding (see
+/// [`drop_bounding`]), effective, permitted and inheritable.
+///
+/// # Errors
+///
+/// Only those of a kernel that refuses to take capabilities away; see capset(2).
+pub fn drop_all() -> io::Result<()> {
+    drop_bounding()?;
     Errno::result(control(
         libc::PR_CAP_AMBIENT,
         libc::PR_CAP_AMBIENT_CLEAR_ALL as u64,

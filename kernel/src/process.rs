@@ -8,8 +8,8 @@ use std::process::{Command, ExitStatus};
 
 use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
-use nix::unistd::getppid;
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{getpid, getppid};
 
 /// Closes every descriptor from 3 on.
 ///
@@ -18,12 +18,45 @@ use nix::unistd::getppid;
 ///
 /// # Errors
 ///
-/// ENOSYS before Linux 5.9, or where a seccomp filter does not know the call; see close_range(2).
+/// Where close_range(2) is missing (before Linux 5.9, or behind a seccomp filter that does not know
+/// it), those of reading `/proc/self/fd`.
 pub fn close_inherited() -> io::Result<()> {
     // SAFETY: as the first act of the process nothing of ours is open. nix lacks the call, and std
     // cannot close what it did not open.
-    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) })?;
+    let answer = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+    if answer == 0 { Ok(()) } else { close_listed() }
+}
+
+fn close_listed() -> io::Result<()> {
+    let names = std::fs::read_dir("/proc/self/fd")?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect::<io::Result<Vec<_>>>()?;
+    for number in names
+        .iter()
+        .filter_map(|name| name.to_str()?.parse::<i32>().ok())
+    {
+        if number > 2 {
+            // SAFETY: as above. The listing's own descriptor is closed by now: EBADF, no harm.
+            unsafe { libc::close(number) };
+        }
+    }
     Ok(())
+}
+
+/// Undoes an inherited "ignore" of SIGCHLD, under which the kernel reaps children itself and
+/// nobody learns how they ended.
+///
+/// # Errors
+///
+/// None that Linux documents for this signal; see sigaction(2).
+pub fn watch_children() -> io::Result<()> {
+    // SAFETY: the default action runs no code of ours.
+    let before = unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    if before == libc::SIG_ERR {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Sends a signal by number, real-time ones included, which nix cannot name. 0 only asks.
@@ -51,21 +84,22 @@ pub fn reap() -> Option<(i32, ExitStatus)> {
     (pid > 0).then(|| (pid, ExitStatus::from_raw(status)))
 }
 
-/// Makes the kernel send `signal` to the command's process when the thread that starts it dies,
-/// however it dies (PR_SET_PDEATHSIG). It holds over exec, unless that gains privileges.
-pub fn die_with_parent(command: &mut Command, signal: Signal) {
-    let parent = nix::unistd::getpid();
+/// Gives the command's process a signal mask, which std would let it inherit, and makes the kernel
+/// send it `on_death` when the thread that starts it dies, however it dies (PR_SET_PDEATHSIG). Both
+/// hold over exec; the second not if that gains privileges.
+pub fn prepare_child(command: &mut Command, mask: SigSet, on_death: Signal) {
+    let parent = getpid();
     // SAFETY: between fork and exec, the closure makes three system calls and allocates nothing
     // (`from_raw_os_error` does not). std has no safe way to run code there.
     unsafe {
         command.pre_exec(move || {
-            set_pdeathsig(signal)?;
+            set_pdeathsig(on_death)?;
             // It may have died before that took hold.
-            if getppid() == parent {
-                Ok(())
-            } else {
-                Err(io::Error::from_raw_os_error(libc::ESRCH))
+            if getppid() != parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
+            mask.thread_set_mask()?;
+            Ok(())
         });
     }
 }
@@ -79,17 +113,19 @@ mod tests {
 
     #[test]
     fn inherited_descriptors_are_closed() {
-        let closed = in_child(|| {
-            let file = std::fs::File::open("/proc/self/status").unwrap();
-            let high = nix::fcntl::fcntl(&file, nix::fcntl::F_DUPFD(700)).unwrap();
-            close_inherited().unwrap();
-            // SAFETY: only asks for flags, of numbers that may be closed.
-            let open = [file.as_raw_fd(), high, 2]
-                .map(|number| unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0);
-            std::mem::forget(file);
-            open == [false, false, true]
-        });
-        assert!(closed);
+        for close in [close_inherited, close_listed] {
+            let closed = in_child(|| {
+                let file = std::fs::File::open("/proc/self/status").unwrap();
+                let high = nix::fcntl::fcntl(&file, nix::fcntl::F_DUPFD(700)).unwrap();
+                close().unwrap();
+                // SAFETY: only asks for flags, of numbers that may be closed.
+                let open = [file.as_raw_fd(), high, 2]
+                    .map(|number| unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0);
+                std::mem::forget(file);
+                open == [false, false, true]
+            });
+            assert!(closed);
+        }
     }
 
     #[test]
@@ -97,6 +133,9 @@ mod tests {
     fn every_kind_of_death_is_told() {
         for (signal, code) in [(0, 42), (libc::SIGKILL, 0), (libc::SIGRTMIN() + 1, 0)] {
             let told = in_child(|| {
+                // SAFETY: to ignore a signal runs no code of ours.
+                unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+                watch_children().unwrap();
                 let mut child = Command::new("/bin/sh")
                     .args(["-c", "read line; exit 42"])
                     .stdin(std::process::Stdio::piped())
@@ -128,12 +167,24 @@ mod tests {
     }
 
     #[test]
+    fn a_child_has_the_mask_that_it_is_given() {
+        let held = in_child(|| {
+            SigSet::all().thread_set_mask().unwrap();
+            let mut command = Command::new("/bin/grep");
+            command.args(["-q", "SigBlk:.0000000000000200", "/proc/self/status"]);
+            prepare_child(&mut command, SigSet::from(Signal::SIGUSR1), Signal::SIGKILL);
+            command.status().unwrap().success()
+        });
+        assert!(held);
+    }
+
+    #[test]
     fn a_child_dies_with_its_parent() {
         let (mut reader, writer) = io::pipe().unwrap();
         let held = in_child(|| {
             let mut command = Command::new("/bin/sleep");
             command.arg("60").stdout(writer.try_clone().unwrap());
-            die_with_parent(&mut command, Signal::SIGKILL);
+            prepare_child(&mut command, SigSet::empty(), Signal::SIGKILL);
             command.spawn().is_ok()
         });
         drop(writer);

@@ -1,0 +1,252 @@
+//! The sidecar as a child: started, and started again when it dies.
+
+use std::ffi::OsString;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use mayfly_kernel::process::{prepare_child, send_signal};
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::args::SidecarOptions;
+use crate::exit::{CONFIGURATION, Failure, USAGE, code_of};
+
+/// The most that the first restart waits; it doubles with each failure after it.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+/// The most that any restart waits.
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// One that lived this long was well: its death counts as the first again.
+const WELL_AFTER: Duration = Duration::from_secs(10);
+
+/// The sidecar's program, and what it is doing.
+pub struct Sidecar {
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    state: State,
+    failures: u32,
+}
+
+enum State {
+    Running {
+        pid: i32,
+        since: Instant,
+    },
+    Due(Instant),
+    /// It was told to do its work once, and did.
+    Finished,
+}
+
+impl Sidecar {
+    /// One that is due now. It publishes to `dir`.
+    pub fn new(options: &SidecarOptions, dir: &Path) -> Result<Self, Failure> {
+        let program = match &options.path {
+            Some(path) => path.clone(),
+            None => std::env::current_exe()
+                .map_err(|error| {
+                    let message = format!("cannot find my own file: {error}; give --sidecar-path");
+                    Failure::new(CONFIGURATION, message)
+                })?
+                .with_file_name("mayfly-sidecar"),
+        };
+        let mut arguments: Vec<OsString> = vec!["--dir".into(), dir.into()];
+        arguments.extend(options.arguments.iter().cloned());
+        Ok(Self {
+            program,
+            arguments,
+            state: State::Due(Instant::now()),
+            failures: 0,
+        })
+    }
+
+    /// How long until it must be started; `None` if it runs or is finished.
+    pub fn due_in(&self, now: Instant) -> Option<Duration> {
+        match self.state {
+            State::Due(at) => Some(at.saturating_duration_since(now)),
+            State::Running { .. } | State::Finished => None,
+        }
+    }
+
+    /// Starts it if that is due; an error counts as a death, and it is due again later.
+    ///
+    /// It is in a process group of its own, away from the terminal's Ctrl-C: it must still wipe
+    /// when the application has ended. It reads nothing, and says all on stderr, because stdout is
+    /// the application's. When the shim is killed, the kernel asks it to end, and it wipes.
+    pub fn start_if_due(&mut self, now: Instant, mask: SigSet) -> Result<(), Failure> {
+        if self.due_in(now) != Some(Duration::ZERO) {
+            return Ok(());
+        }
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).process_group(0);
+        prepare_child(&mut command, mask, Signal::SIGTERM);
+        // A pipe that nobody writes to, because an empty image may lack /dev/null.
+        command.stdin(Stdio::piped());
+        let child = io::stderr()
+            .as_fd()
+            .try_clone_to_owned()
+            .and_then(|stderr| command.stdout(stderr).spawn());
+        match child {
+            Ok(child) => {
+                let pid = child.id() as i32;
+                self.state = State::Running { pid, since: now };
+                Ok(())
+            }
+            Err(error) => {
+                self.retry_later(now);
+                let program = self.program.display();
+                let message = format!(
+                    "cannot start the sidecar {program}: {error}; put it there, or give \
+                     --sidecar-path"
+                );
+                Err(Failure::new(CONFIGURATION, message))
+            }
+        }
+    }
+
+    /// Notes the death of a child, if it was this one.
+    ///
+    /// # Errors
+    ///
+    /// It ended because of its configuration, which starting it again does not mend. It is due
+    /// again all the same.
+    pub fn buried(&mut self, dead: i32, status: ExitStatus, now: Instant) -> Result<(), Failure> {
+        let State::Running { pid, since } = self.state else {
+            return Ok(());
+        };
+        if pid != dead {
+            return Ok(());
+        }
+        if status.success() && self.arguments.iter().any(|argument| argument == "--once") {
+            self.state = State::Finished;
+            return Ok(());
+        }
+        if now.saturating_duration_since(since) >= WELL_AFTER {
+            self.failures = 0;
+        }
+        self.retry_later(now);
+        match code_of(status) {
+            code @ (USAGE | CONFIGURATION) => Err(Failure::new(
+                code,
+                format!("the sidecar refused its set-up (exit status {code}); see what it said"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn retry_later(&mut self, now: Instant) {
+        self.failures = self.failures.saturating_add(1);
+        // Each RandomState has keys of its own, from the kernel's randomness.
+        let random = RandomState::new().build_hasher().finish();
+        self.state = State::Due(now + delay(self.failures, random));
+    }
+
+    /// Sends it a signal; whether it was there to get one.
+    pub fn signal(&self, signal: Signal) -> bool {
+        match self.state {
+            State::Running { pid, .. } => send_signal(pid, signal as i32).is_ok(),
+            State::Due(_) | State::Finished => false,
+        }
+    }
+
+    /// Whether it runs, as far as deaths were noted.
+    pub fn is_running(&self) -> bool {
+        matches!(self.state, State::Running { .. })
+    }
+}
+
+/// Full jitter: anything from nothing to the bound, so that the sidecars of a host which all lost
+/// the same node do not come back in step.
+fn delay(failures: u32, random: u64) -> Duration {
+    let doubled = FIRST_DELAY.saturating_mul(1 << failures.saturating_sub(1).min(16));
+    let bound = doubled.min(LONGEST_DELAY).as_micros() as u64;
+    Duration::from_micros(random % (bound + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    fn running(arguments: &[&str], since: Instant) -> Sidecar {
+        Sidecar {
+            program: "/none".into(),
+            arguments: arguments.iter().map(Into::into).collect(),
+            state: State::Running { pid: 7, since },
+            failures: 3,
+        }
+    }
+
+    fn exit(code: i32) -> ExitStatus {
+        ExitStatus::from_raw(code << 8)
+    }
+
+    #[test]
+    fn the_delay_stays_below_a_bound_that_doubles_up_to_a_limit() {
+        let bound = |failures| {
+            let samples = (0..5_000_000)
+                .step_by(997)
+                .map(|random| delay(failures, random));
+            samples.max().unwrap().as_millis()
+        };
+        assert_eq!([bound(1), bound(2), bound(3)], [49, 99, 199]);
+        assert!(delay(30, u64::MAX) <= LONGEST_DELAY);
+        assert!(delay(u32::MAX, 9_999_999) > Duration::from_secs(9));
+        assert_eq!(delay(9, 0), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_death_makes_it_due_again() {
+        let now = Instant::now();
+        for status in [exit(0), exit(1), ExitStatus::from_raw(9)] {
+            let mut sidecar = running(&[], now);
+            sidecar.buried(8, status, now).unwrap();
+            assert!(sidecar.is_running(), "another child's death");
+            sidecar.buried(7, status, now).unwrap();
+            assert!(sidecar.due_in(now).is_some());
+            assert_eq!(sidecar.failures, 4);
+        }
+    }
+
+    #[test]
+    fn one_that_was_well_begins_anew() {
+        let since = Instant::now();
+        let mut sidecar = running(&[], since);
+        let now = since + WELL_AFTER;
+        sidecar.buried(7, exit(1), now).unwrap();
+        assert_eq!(sidecar.failures, 1);
+        assert!(sidecar.due_in(now).unwrap() <= FIRST_DELAY);
+    }
+
+    #[test]
+    fn once_is_once() {
+        let now = Instant::now();
+        let mut sidecar = running(&["--once"], now);
+        sidecar.buried(7, exit(0), now).unwrap();
+        assert!(sidecar.due_in(now).is_none() && !sidecar.is_running());
+        let mut sidecar = running(&["--once"], now);
+        sidecar.buried(7, exit(1), now).unwrap();
+        assert!(sidecar.due_in(now).is_some());
+    }
+
+    #[test]
+    fn a_refused_set_up_is_told() {
+        let now = Instant::now();
+        for code in [64, 78] {
+            let failure = running(&[], now).buried(7, exit(code), now).unwrap_err();
+            assert_eq!(i32::from(failure.code), code);
+        }
+    }
+
+    #[test]
+    fn a_program_that_is_missing_is_named() {
+        let now = Instant::now();
+        let mut sidecar = running(&[], now);
+        sidecar.state = State::Due(now);
+        let failure = sidecar.start_if_due(now, SigSet::empty()).unwrap_err();
+        assert!(failure.message.contains("/none"), "{failure}");
+        assert!(sidecar.due_in(now).is_some());
+    }
+}

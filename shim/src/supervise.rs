@@ -1,0 +1,179 @@
+//! The shim's life: harden, wait for the first bundle, run the application, end the sidecar.
+
+use std::time::{Duration, Instant};
+
+use mayfly_kernel::process::{reap, send_signal};
+use nix::libc;
+use nix::sys::signal::Signal;
+
+use crate::args::Run;
+use crate::bundle::{Missing, Watch, missing, withdraw};
+use crate::exit::{Failure, OS_ERROR, UNAVAILABLE, by_signal, code_of};
+use crate::sidecar::Sidecar;
+use crate::signals::{Fate, Signals, ends};
+use crate::{app, harden, say};
+
+/// How often the directory is looked at while it is waited for, besides when inotify tells.
+const LOOK: Duration = Duration::from_millis(50);
+
+struct Shim<'a> {
+    run: &'a Run,
+    signals: Signals,
+    sidecar: Option<Sidecar>,
+}
+
+/// Does what the command line asks for, and returns the exit code. Without a sidecar there is
+/// nothing to supervise: the application takes our place, and this returns only on failure.
+pub fn run(run: &Run) -> Result<u8, Failure> {
+    let sidecar = match &run.sidecar {
+        Some(options) => Some(Sidecar::new(options, &run.dir)?),
+        None => None,
+    };
+    harden::harden(run.user, run.drop_caps)?;
+    if sidecar.is_some() {
+        withdraw(&run.dir)?;
+    } else if missing(&run.dir, &run.wait).is_none() {
+        return Err(app::exec(run));
+    }
+    let signals = Signals::take_over().map_err(lost)?;
+    let mut shim = Shim {
+        run,
+        signals,
+        sidecar,
+    };
+    let result = shim.live();
+    shim.end_sidecar();
+    result
+}
+
+fn lost(error: impl Into<std::io::Error>) -> Failure {
+    let error = error.into();
+    Failure::new(
+        OS_ERROR,
+        format!("cannot go on, the kernel refuses to wait: {error}"),
+    )
+}
+
+impl Shim<'_> {
+    fn live(&mut self) -> Result<u8, Failure> {
+        if let Some(signal) = self.first_bundle()? {
+            say(&format!(
+                "stopped by signal {signal} before the application started"
+            ));
+            return Ok(by_signal(signal) as u8);
+        }
+        if self.sidecar.is_none() {
+            self.signals.mask_before().thread_set_mask().map_err(lost)?;
+            return Err(app::exec(self.run));
+        }
+        let app = app::start(self.run, self.signals.mask_before())?;
+        self.supervise(app)
+    }
+
+    /// Waits until the bundle is complete, or says which signal ended the waiting.
+    fn first_bundle(&mut self) -> Result<Option<i32>, Failure> {
+        let deadline = Instant::now() + self.run.timeout;
+        let watch = Watch::new(&self.run.dir);
+        loop {
+            watch.renew();
+            let Some(missing) = missing(&self.run.dir, &self.run.wait) else {
+                return Ok(None);
+            };
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(self.too_late(&missing));
+            }
+            let mut time = LOOK.min(deadline - now);
+            if let Some(sidecar) = &mut self.sidecar {
+                sidecar.start_if_due(now, self.signals.mask_before())?;
+                time = sidecar.due_in(now).map_or(time, |due| due.min(time));
+            }
+            self.signals
+                .wait(watch.descriptor(), Some(time))
+                .map_err(lost)?;
+            while let Some(number) = self.signals.next_number().map_err(lost)? {
+                if number == libc::SIGCHLD {
+                    self.bury(None).1?;
+                } else if ends(number) {
+                    return Ok(Some(number));
+                }
+            }
+        }
+    }
+
+    fn too_late(&self, missing: &Missing) -> Failure {
+        let (dir, time) = (self.run.dir.display(), self.run.timeout);
+        let message = format!("no complete bundle in {dir} after {time:?}: {missing}");
+        Failure::new(UNAVAILABLE, message)
+    }
+
+    /// Runs until the application ends, and returns its exit code.
+    fn supervise(&mut self, app: i32) -> Result<u8, Failure> {
+        loop {
+            let now = Instant::now();
+            let mut time = None;
+            if let Some(sidecar) = &mut self.sidecar {
+                if let Err(failure) = sidecar.start_if_due(now, self.signals.mask_before()) {
+                    say(&failure.message);
+                }
+                time = sidecar.due_in(now);
+            }
+            self.signals.wait(None, time).map_err(lost)?;
+            while let Some(fate) = self.signals.next().map_err(lost)? {
+                match fate {
+                    Fate::Reap => {
+                        let (ended, sidecar) = self.bury(Some(app));
+                        if let Some(code) = ended {
+                            return Ok(code);
+                        }
+                        // The application lives and needs its secrets: go on trying, and say so.
+                        if let Err(failure) = sidecar {
+                            say(&failure.message);
+                        }
+                    }
+                    // It may have ended meanwhile; its number is not reused before it is reaped.
+                    Fate::Forward(number) => drop(send_signal(app, number)),
+                    Fate::Stop(signal) => Signals::stop(signal).map_err(lost)?,
+                    Fate::Ignore => {}
+                }
+            }
+        }
+    }
+
+    /// Reaps all that is dead: the application, whose exit code it returns, the sidecar, which may
+    /// have refused its set-up, and orphans that came to us as PID 1.
+    fn bury(&mut self, app: Option<i32>) -> (Option<u8>, Result<(), Failure>) {
+        let (mut code, mut refused) = (None, Ok(()));
+        while let Some((pid, status)) = reap() {
+            if Some(pid) == app {
+                code = Some(code_of(status));
+            } else if let Some(sidecar) = &mut self.sidecar {
+                refused = refused.and(sidecar.buried(pid, status, Instant::now()));
+            }
+        }
+        (code, refused)
+    }
+
+    /// Lets the sidecar wipe its files, for as long as `--grace` says.
+    fn end_sidecar(&mut self) {
+        let asked = self
+            .sidecar
+            .as_ref()
+            .is_some_and(|sidecar| sidecar.signal(Signal::SIGTERM));
+        let deadline = Instant::now() + self.run.grace;
+        while asked && self.sidecar.as_ref().is_some_and(Sidecar::is_running) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let waited = self.signals.wait(None, Some(left));
+            while let Ok(Some(_)) = self.signals.next() {}
+            // What it says of its set-up is of no use any more.
+            let _ = self.bury(None);
+            if left.is_zero() || waited.is_err() {
+                break;
+            }
+        }
+        if let Some(sidecar) = self.sidecar.as_ref().filter(|sidecar| sidecar.is_running()) {
+            say("the sidecar did not end in time and was killed; --grace gives it longer");
+            sidecar.signal(Signal::SIGKILL);
+        }
+    }
+}

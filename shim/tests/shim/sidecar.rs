@@ -1,0 +1,220 @@
+//! Starting, restarting and ending the sidecar.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Place, SHIM, SIDECAR, end_of, finish, publish, text, wait_for};
+
+fn log(place: &Place) -> String {
+    std::fs::read_to_string(place.path("log")).unwrap_or_default()
+}
+
+#[test]
+fn it_gets_its_arguments_and_wipes_before_the_end() {
+    let place = Place::new();
+    let sidecar = place.script("sidecar", SIDECAR);
+    let options = [
+        "--sidecar",
+        "--sidecar-path",
+        &sidecar,
+        "--sidecar-arg=--socket",
+        "--sidecar-arg",
+        "/w",
+        "--wait=a",
+        "--",
+        "cat",
+    ];
+    let file = place.secrets().join("..data/a");
+    let output = finish(place.shim(&options).arg(&file));
+    assert!(output.status.success());
+    assert_eq!(text(&output.stdout), "value\n");
+    let dir = place.secrets();
+    let expected = format!("started --dir {} --socket /w\nwiped\n", dir.display());
+    assert_eq!(log(&place), expected);
+    assert!(!file.exists());
+}
+
+#[test]
+fn it_stands_beside_the_shim_if_nothing_else_is_said() {
+    let place = Place::new();
+    place.script("mayfly-sidecar", SIDECAR);
+    let shim = place.path("mayfly-shim");
+    std::fs::copy(SHIM, &shim).unwrap();
+    let mut command = std::process::Command::new(&shim);
+    command
+        .args(["run", "--sidecar", "--dir"])
+        .arg(place.secrets())
+        .args(["--", "true"]);
+    assert!(finish(&mut command).status.success());
+    assert!(log(&place).ends_with("wiped\n"));
+}
+
+#[test]
+fn one_that_dies_early_is_started_again() {
+    let place = Place::new();
+    let sidecar = place.script(
+        "sidecar",
+        &format!(
+            "echo try >> $PLACE/log\n[ $(grep -c try $PLACE/log) -lt 4 ] && exit 1\n{SIDECAR}"
+        ),
+    );
+    let options = ["--sidecar", "--sidecar-path", &sidecar, "--", "true"];
+    assert!(finish(&mut place.shim(&options)).status.success());
+    assert_eq!(log(&place).matches("try").count(), 4);
+}
+
+#[test]
+fn one_that_never_publishes_runs_out_of_time() {
+    let place = Place::new();
+    let sidecar = place.script("sidecar", "echo try >> $PLACE/log; exit 1");
+    let options = [
+        "--timeout=1s",
+        "--sidecar",
+        "--sidecar-path",
+        &sidecar,
+        "--",
+        "true",
+    ];
+    let output = finish(&mut place.shim(&options));
+    assert_eq!(output.status.code(), Some(69));
+    let tries = log(&place).lines().count();
+    assert!((2..50).contains(&tries), "it backs off: {tries}");
+}
+
+#[test]
+fn a_refused_set_up_ends_at_once() {
+    let place = Place::new();
+    for code in [64, 78] {
+        let sidecar = place.script("sidecar", &format!("echo not a tmpfs >&2; exit {code}"));
+        let options = ["--sidecar", "--sidecar-path", &sidecar, "--", "true"];
+        let started = Instant::now();
+        let output = finish(&mut place.shim(&options));
+        assert!(started.elapsed() < Duration::from_secs(2));
+        assert_eq!(output.status.code(), Some(code));
+        let said = text(&output.stderr);
+        assert!(
+            said.starts_with("not a tmpfs\nmayfly-shim: the sidecar refused"),
+            "{said}"
+        );
+    }
+    let output = finish(&mut place.shim(&["--sidecar", "--sidecar-path=/none", "--", "true"]));
+    assert_eq!(output.status.code(), Some(78));
+    assert!(text(&output.stderr).contains("/none"));
+}
+
+#[test]
+fn one_that_dies_later_is_started_again() {
+    let place = Place::new();
+    let sidecar = place.script("sidecar", &format!("echo $$ >> $PLACE/pids\n{SIDECAR}"));
+    let app = place.script("app", "while ! [ -e $PLACE/stop ]; do sleep 0.01; done");
+    let options = ["--sidecar", "--sidecar-path", &sidecar, "--", &app];
+    let child = place.shim(&options).spawn().unwrap();
+    let pids = || std::fs::read_to_string(place.path("pids")).unwrap_or_default();
+    for lives in 1..4 {
+        wait_for(|| log(&place).matches("started").count() == lives);
+        let pid = pids().lines().last().unwrap().parse().unwrap();
+        mayfly_kernel::process::send_signal(pid, nix::libc::SIGKILL).unwrap();
+    }
+    wait_for(|| log(&place).matches("started").count() == 4);
+    std::fs::write(place.path("stop"), "").unwrap();
+    assert!(end_of(child).status.success());
+    assert!(log(&place).ends_with("wiped\n"));
+}
+
+#[test]
+fn one_that_does_not_end_is_killed_after_the_grace() {
+    let place = Place::new();
+    let sidecar = place.script(
+        "sidecar",
+        "trap '' TERM\necho $$ > $PLACE/pid\nmkdir $DIR/..1; ln -s ..1 $DIR/..data\n\
+         while :; do sleep 0.01; done",
+    );
+    let options = [
+        "--grace=300ms",
+        "--sidecar",
+        "--sidecar-path",
+        &sidecar,
+        "--",
+        "false",
+    ];
+    let started = Instant::now();
+    let output = finish(&mut place.shim(&options));
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "the application's status, all the same"
+    );
+    assert!(started.elapsed() >= Duration::from_millis(300));
+    assert!(text(&output.stderr).contains("was killed"));
+    let pid: i32 = std::fs::read_to_string(place.path("pid"))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    wait_for(|| {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        state.is_empty() || state.contains("\nState:\tZ")
+    });
+}
+
+/// A restarted container may find what its last life left, if that was killed before it wiped.
+#[test]
+fn what_an_earlier_life_left_is_not_a_first_bundle() {
+    let place = Place::new();
+    publish(&place.secrets(), "old", &["a"]);
+    let sidecar = place.script(
+        "sidecar",
+        &format!("sleep 0.3\ntouch $PLACE/now\n{SIDECAR}"),
+    );
+    let options = [
+        "--sidecar",
+        "--sidecar-path",
+        &sidecar,
+        "--wait=a",
+        "--",
+        "ls",
+    ];
+    let output = finish(place.shim(&options).arg(place.path("now")));
+    assert!(
+        output.status.success(),
+        "it waited for the new one: {}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn once_is_not_repeated() {
+    let place = Place::new();
+    let sidecar = place.script(
+        "sidecar",
+        "echo started >> $PLACE/log\nmkdir $DIR/..1; ln -s ..1 $DIR/..data",
+    );
+    let options = [
+        "--sidecar",
+        "--sidecar-path",
+        &sidecar,
+        "--sidecar-arg=--once",
+        "--",
+        "sleep",
+        "0.5",
+    ];
+    assert!(finish(&mut place.shim(&options)).status.success());
+    assert_eq!(log(&place), "started\n");
+}
+
+/// What the sidecar says on stdout does not mix with what the application says.
+#[test]
+fn stdout_is_the_applications() {
+    let place = Place::new();
+    let sidecar = place.script("sidecar", &format!("echo chatter\n{SIDECAR}"));
+    let options = [
+        "--sidecar",
+        "--sidecar-path",
+        &sidecar,
+        "--",
+        "echo",
+        "hello",
+    ];
+    let output = finish(&mut place.shim(&options));
+    assert_eq!(text(&output.stdout), "hello\n");
+    assert!(text(&output.stderr).contains("chatter"));
+}

@@ -1,0 +1,123 @@
+//! Starting the shim, and what it waits for.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+pub const SHIM: &str = env!("CARGO_BIN_EXE_mayfly-shim");
+
+/// A directory of its own, gone at the end.
+pub struct Place(PathBuf);
+
+impl Place {
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("mayfly-shim-test-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(path.join("secrets")).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn secrets(&self) -> PathBuf {
+        self.path("secrets")
+    }
+
+    /// A place with a complete bundle.
+    pub fn with_bundle(names: &[&str]) -> Self {
+        let place = Self::new();
+        publish(&place.secrets(), "1", names);
+        place
+    }
+
+    /// An executable shell script, with `$DIR` for the secrets and `$PLACE` for this place.
+    pub fn script(&self, name: &str, body: &str) -> String {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.path(name);
+        let (place, dir) = (self.0.display(), self.secrets());
+        let dir = dir.display();
+        std::fs::write(
+            &path,
+            format!("#!/bin/bash\nPLACE={place} DIR={dir}\n{body}\n"),
+        )
+        .unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        path.display().to_string()
+    }
+
+    /// `mayfly-shim run` for this place's secrets, with these options.
+    pub fn shim(&self, options: &[&str]) -> Command {
+        let mut command = Command::new(SHIM);
+        command
+            .args(["run", "--dir"])
+            .arg(self.secrets())
+            .args(options);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Publishes as the sidecar does: a generation, and a link to it made by rename.
+pub fn publish(dir: &Path, generation: &str, names: &[&str]) {
+    let directory = dir.join(format!("..{generation}"));
+    std::fs::create_dir(&directory).unwrap();
+    for name in names {
+        std::fs::write(directory.join(name), "value").unwrap();
+    }
+    symlink(format!("..{generation}"), dir.join("..new")).unwrap();
+    std::fs::rename(dir.join("..new"), dir.join("..data")).unwrap();
+}
+
+/// A sidecar's script: publishes, waits for SIGTERM, and wipes.
+pub const SIDECAR: &str = r#"
+trap 'rm -rf "$DIR"/..data "$DIR"/..1; echo wiped >> "$PLACE"/log; exit 0' TERM
+echo "started $*" >> "$PLACE"/log
+mkdir -p "$DIR"/..1; echo value > "$DIR"/..1/a; ln -sfn ..1 "$DIR"/..data
+while :; do sleep 0.01; done
+"#;
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs to the end, within ten seconds.
+pub fn finish(command: &mut Command) -> Output {
+    end_of(command.spawn().unwrap())
+}
+
+/// Waits for the end, at most ten seconds.
+pub fn end_of(mut child: Child) -> Output {
+    wait_for(|| child.try_wait().unwrap().is_some());
+    child.wait_with_output().unwrap()
+}
+
+/// Waits until something holds, at most ten seconds.
+pub fn wait_for(mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(
+            Instant::now() < deadline,
+            "it did not come to hold in ten seconds"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub fn send(child: &Child, signal: i32) {
+    mayfly_kernel::process::send_signal(child.id() as i32, signal).unwrap();
+}
