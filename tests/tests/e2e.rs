@@ -4,6 +4,7 @@
 mod e2e {
     mod bare;
     mod engines;
+    mod guard;
     mod images;
     mod memory;
     mod rules;

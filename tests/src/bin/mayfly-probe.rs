@@ -7,17 +7,20 @@
 //!   the server closes.
 //! - `mayfly-probe hold COUNT` reads that many bytes from standard input, says `held`, and keeps
 //!   them in its memory until standard input ends.
+//! - `mayfly-probe guard LOG` starts a process under a guard, prints its pid, and waits to be killed.
 //! - `mayfly-probe say TEXT…` prints it, and then waits to be killed.
 
 use std::io::{Read, Write, stdin, stdout};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mayfly_tests::harness::{Http, Opened, Session};
+use mayfly_tests::harness::{Guard, Http, Opened, Session};
 use mayfly_wire::Code;
 use mayfly_wire::session::{ClientMessage, ServerMessage};
+use nix::sys::signal::Signal;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -27,13 +30,9 @@ fn main() -> Result<()> {
         ["http", socket, method, path, body] => http(socket, method, path, body),
         ["session", socket, ref names @ ..] => session(Path::new(socket), names),
         ["hold", count] => hold(count.parse().context("COUNT is a number of bytes")?),
-        ["say", ref words @ ..] => {
-            print(words.join(" ").as_bytes())?;
-            loop {
-                std::thread::park();
-            }
-        }
-        _ => bail!("expected http, session, hold or say: see the head of mayfly-probe.rs"),
+        ["guard", log] => guard(Path::new(log)),
+        ["say", ref words @ ..] => print_line(&words.join(" ")).map(|()| wait_to_be_killed()),
+        _ => bail!("expected http, session, hold, guard or say: see the head of mayfly-probe.rs"),
     }
 }
 
@@ -97,6 +96,22 @@ fn hold(count: usize) -> Result<()> {
     // Used once more, so that it is kept until here.
     std::hint::black_box(held);
     Ok(())
+}
+
+fn guard(log: &Path) -> Result<()> {
+    let mut command = Command::new("sh");
+    // One that does not listen to a kind word.
+    command.args(["-c", "trap '' TERM; while :; do sleep 1; done"]);
+    let guard = Guard::spawn(&command, log, Signal::SIGTERM, 1)?;
+    print_line(&guard.pid().to_string())?;
+    wait_to_be_killed();
+    Ok(())
+}
+
+fn wait_to_be_killed() {
+    loop {
+        std::thread::park();
+    }
 }
 
 fn print_line(line: &str) -> Result<()> {
