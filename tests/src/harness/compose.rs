@@ -71,7 +71,19 @@ impl<'a> Compose<'a> {
     /// # Errors
     /// When there is none.
     pub fn service(&self, name: &str) -> Result<Container<'a>> {
-        let id = self.cli(&["ps", "-q", name])?;
+        // From the engine: the older compose client takes half a second for the same answer.
+        let project = format!("label=com.docker.compose.project={}", self.project);
+        let service = format!("label=com.docker.compose.service={name}");
+        let ps = [
+            "ps",
+            "--quiet",
+            "--no-trunc",
+            "--filter",
+            &project,
+            "--filter",
+            &service,
+        ];
+        let id = self.docker.cli(ps)?;
         let id = id
             .lines()
             .next()
