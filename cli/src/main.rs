@@ -1,2 +1,29 @@
-//! Mayfly.
-fn main() {}
+//! `mayfly`: what an operator says to the broker, and `mayfly dev`.
+
+mod args;
+mod client;
+mod command;
+mod config;
+mod failure;
+mod output;
+mod when;
+
+use clap::Parser as _;
+use std::process::ExitCode;
+
+/// Secrets pass through this process: what is freed is zeroed.
+#[global_allocator]
+static HEAP: mayfly_kernel::alloc::Zeroing = mayfly_kernel::alloc::Zeroing::new();
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    let socket = std::env::var_os("MAYFLY_ADMIN_SOCKET").map(Into::into);
+    match command::run(args, socket) {
+        Ok(code) => code,
+        Err(failure @ failure::Failure::OutputClosed) => failure.exit_code(),
+        Err(failure) => {
+            output::note(&format!("mayfly: {failure}"));
+            failure.exit_code()
+        }
+    }
+}

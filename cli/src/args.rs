@@ -1,0 +1,108 @@
+//! The command line.
+
+use crate::command::{audit, kv, node, plan, view};
+use crate::failure::EXIT_STATUSES;
+use crate::output::Format;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Secrets that live as long as one container.
+///
+/// Speaks to a broker over its admin socket, which only root may connect to.
+#[derive(Parser)]
+#[command(name = "mayfly", version, after_help = EXIT_STATUSES, propagate_version = true)]
+pub struct Args {
+    /// The broker's admin socket [default: $MAYFLY_ADMIN_SOCKET, or /run/mayfly/admin.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// For people, or for programs
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    pub output: Format,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// How the broker is
+    #[command(after_help = "Example:\n  mayfly status --output json")]
+    Status,
+    /// Show what `apply` would change
+    #[command(after_help = "Example:\n  mayfly plan -f deploy/demo/config")]
+    Plan(plan::PlanArgs),
+    /// Make the configuration what a directory says
+    #[command(after_help = plan::APPLY_HELP)]
+    Apply(plan::ApplyArgs),
+    /// Stored values: put, get, list, history, delete
+    #[command(after_help = "Example:\n  mayfly kv list")]
+    Kv {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: kv::Command,
+    },
+    /// Policies
+    #[command(after_help = "Example:\n  mayfly policy check config/")]
+    Policy {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: plan::PolicyCommand,
+    },
+    /// The containers that the broker knows
+    #[command(after_help = "Example:\n  mayfly workloads")]
+    Workloads,
+    /// Why a workload gets a credential, or does not
+    #[command(after_help = "Example:\n  mayfly explain orders billing-key")]
+    Explain(view::ExplainArgs),
+    /// Who holds what, and until when
+    #[command(after_help = "Example:\n  mayfly leases --workload orders")]
+    Leases(view::LeasesArgs),
+    /// The audit log: tail, verify
+    #[command(after_help = "Example:\n  mayfly audit tail --follow")]
+    Audit {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: audit::Command,
+    },
+    /// Hosts that run `mayfly-node`
+    #[command(after_help = "Example:\n  mayfly node add worker-1 --out worker-1/")]
+    Node {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: node::Command,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_has_an_example() {
+        fn look(command: &clap::Command) {
+            for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+                let help = sub.get_after_help().map(ToString::to_string);
+                assert!(
+                    help.unwrap_or_default().contains("Example"),
+                    "{}",
+                    sub.get_name()
+                );
+                look(sub);
+            }
+        }
+        look(&Args::command());
+    }
+}

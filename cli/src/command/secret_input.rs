@@ -1,0 +1,181 @@
+//! Secret values on their way in: from a file, a pipe, or a terminal that does not echo. Never from
+//! the command line, which everybody on the host can read.
+
+use crate::failure::Failure;
+use crate::output::note;
+use mayfly_wire::session::MAX_VALUE;
+use mayfly_wire::{FieldName, Secret};
+use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use std::fs::File;
+use std::io::{self, BufRead as _, IsTerminal as _, Read};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+const NEVER_IN_ARGUMENTS: &str = "values are never given as arguments, where every process on this \
+    host can read them and the shell keeps them in its history. Give a file, or `-` for standard \
+    input (a terminal asks without echo)";
+
+/// A field and the file that its value comes from: `NAME=FILE`.
+#[derive(Clone, Debug)]
+pub struct FieldFile {
+    /// The field.
+    pub name: FieldName,
+    /// The file; `-` is standard input.
+    pub file: PathBuf,
+}
+
+/// Reads `NAME=FILE`. What stands after `=` may be a secret by mistake, so it is not repeated.
+pub fn parse_field(text: &str) -> Result<FieldFile, String> {
+    let (name, file) = text
+        .split_once('=')
+        .ok_or("expected NAME=FILE, such as password=./password.txt")?;
+    let name: FieldName = name.parse().map_err(|error| format!("{error}"))?;
+    if file.is_empty() {
+        return Err(format!("{name}=: expected a file after the equals sign"));
+    }
+    if file != "-" && !Path::new(file).exists() {
+        return Err(format!(
+            "{name}=…: what stands after the equals sign is not a file. Note: {NEVER_IN_ARGUMENTS}"
+        ));
+    }
+    Ok(FieldFile {
+        name,
+        file: file.into(),
+    })
+}
+
+/// Reads where a single value comes from: a file, or `-`.
+pub fn parse_source(text: &str) -> Result<PathBuf, String> {
+    if text == "-" || Path::new(text).exists() {
+        return Ok(text.into());
+    }
+    Err(format!(
+        "expected a file that exists, or `-`. Note: {NEVER_IN_ARGUMENTS}. For a value of several \
+         fields, give --field NAME=FILE for each"
+    ))
+}
+
+/// Reads one value. `None` and `-` are standard input.
+pub fn read(source: Option<&Path>, trim: bool) -> Result<Secret, Failure> {
+    let source = source.filter(|path| *path != Path::new("-"));
+    let bytes = match source {
+        Some(path) => {
+            let doing = || Failure::doing(format!("cannot read {}", path.display()));
+            limited(
+                &mut File::open(path).map_err(doing())?,
+                &path.display().to_string(),
+            )?
+        }
+        None if io::stdin().is_terminal() => return without_echo(),
+        None => limited(&mut io::stdin().lock(), "standard input")?,
+    };
+    Ok(Secret::from(without_line_feed(bytes, trim)))
+}
+
+/// A value that ends in a line feed is seldom meant to, but a file is a file: say so.
+fn without_line_feed(mut bytes: Vec<u8>, trim: bool) -> Vec<u8> {
+    if bytes.ends_with(b"\n") {
+        if trim {
+            bytes.pop();
+        } else {
+            note("mayfly: note: the value ends in a line feed, which is kept (--trim drops it)");
+        }
+    }
+    bytes
+}
+
+fn limited(from: &mut dyn Read, name: &str) -> Result<Vec<u8>, Failure> {
+    // All the room at once, so that no copy is left behind by a vector that grows.
+    let mut bytes = Vec::with_capacity(MAX_VALUE + 1);
+    from.take(MAX_VALUE as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(Failure::doing(format!("cannot read {name}")))?;
+    if bytes.len() > MAX_VALUE {
+        return Err(Failure::Usage(format!(
+            "{name} has more than {MAX_VALUE} bytes, which is the most that a value can have"
+        )));
+    }
+    Ok(bytes)
+}
+
+/// Asks on the terminal, twice as people expect of what they cannot see.
+fn without_echo() -> Result<Secret, Failure> {
+    let quiet = Quiet::new()?;
+    let first = ask("Value (it is not shown): ")?;
+    let second = ask("Once more: ")?;
+    drop(quiet);
+    if first.expose() != second.expose() {
+        return Err(Failure::Usage(
+            "the two values differ: nothing was stored".into(),
+        ));
+    }
+    Ok(first)
+}
+
+fn ask(question: &str) -> Result<Secret, Failure> {
+    let _ = io::Write::write_all(&mut io::stderr(), question.as_bytes());
+    let mut bytes = Vec::with_capacity(MAX_VALUE + 1);
+    io::stdin()
+        .lock()
+        .take(MAX_VALUE as u64)
+        .read_until(b'\n', &mut bytes)
+        .map_err(Failure::doing("cannot read from the terminal"))?;
+    note("");
+    if bytes.ends_with(b"\n") {
+        bytes.pop();
+    }
+    Ok(Secret::from(bytes))
+}
+
+/// The terminal without echo, as it was again when this is dropped.
+struct Quiet(Termios);
+
+impl Quiet {
+    fn new() -> Result<Self, Failure> {
+        let stdin = io::stdin();
+        let before = tcgetattr(stdin.as_fd())?;
+        let mut quiet = before.clone();
+        quiet.local_flags.remove(LocalFlags::ECHO);
+        quiet.local_flags.insert(LocalFlags::ECHONL);
+        tcsetattr(stdin.as_fd(), SetArg::TCSAFLUSH, &quiet)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        let _ = tcsetattr(io::stdin().as_fd(), SetArg::TCSAFLUSH, &self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_in_an_argument_is_refused_and_not_repeated() {
+        for text in ["password=hunter2", "hunter2"] {
+            let error = parse_field(text).unwrap_err();
+            assert!(!error.contains("hunter2"), "{error}");
+            let error = parse_source(text).unwrap_err();
+            assert!(
+                !error.contains("hunter2") && error.contains("never"),
+                "{error}"
+            );
+        }
+        assert_eq!(
+            parse_field("password=/dev/null").unwrap().name.as_str(),
+            "password"
+        );
+        assert!(parse_source("-").is_ok());
+    }
+
+    #[test]
+    fn a_value_has_a_limit() {
+        let mut endless = io::repeat(b'x');
+        assert!(limited(&mut endless, "x").is_err());
+        assert_eq!(limited(&mut &b"abc\n"[..], "x").unwrap(), b"abc\n");
+        assert_eq!(without_line_feed(b"abc\n".to_vec(), true), b"abc");
+        assert_eq!(without_line_feed(b"abc\n".to_vec(), false), b"abc\n");
+    }
+}

@@ -1,0 +1,308 @@
+//! `status`, `workloads`, `explain` and `leases`: what the broker knows.
+
+use crate::client::{Client, encode};
+use crate::failure::Failure;
+use crate::output::{Out, clean, count, table};
+use crate::when;
+use mayfly_wire::CredentialName;
+use mayfly_wire::admin::{Explanation, LeaseInfo, Status, WorkloadInfo};
+use std::fmt::Write as _;
+
+/// Arguments of `explain`.
+#[derive(clap::Args)]
+pub struct ExplainArgs {
+    /// Its name, its id, or the beginning of its id (see `mayfly workloads`)
+    #[arg(value_name = "WORKLOAD")]
+    workload: String,
+    /// The credential's name
+    #[arg(value_name = "CREDENTIAL")]
+    credential: CredentialName,
+}
+
+/// Arguments of `leases`.
+#[derive(clap::Args)]
+pub struct LeasesArgs {
+    /// Only of this workload: its name, its id, or the beginning of its id
+    #[arg(long, value_name = "WORKLOAD")]
+    workload: Option<String>,
+    /// Only of this credential
+    #[arg(long, value_name = "NAME")]
+    credential: Option<CredentialName>,
+}
+
+/// `mayfly status`
+pub async fn status(client: &Client, out: Out) -> Result<(), Failure> {
+    let status: Status = client.get("/v1/status").await?;
+    out.show(&status, status_text)
+}
+
+fn status_text(status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name:<12}{}", clean(&value));
+    };
+    line(
+        "Broker",
+        format!(
+            "{}, pid {}, up {}, {}",
+            status.version,
+            status.pid,
+            when::span(status.uptime_seconds),
+            if status.sealed { "SEALED" } else { "unsealed" }
+        ),
+    );
+    line("State", status.state_dir.clone());
+    let none = || "none: no embedded node".to_owned();
+    line(
+        "Workloads",
+        status.workload_socket.clone().unwrap_or_else(none),
+    );
+    line("Issuer", status.issuer.clone());
+    line(
+        "Configured",
+        format!(
+            "{}, {} beside the baseline",
+            count(status.credentials, "credential"),
+            policies(status.policies)
+        ),
+    );
+    line(
+        "Live",
+        format!(
+            "{}, {}",
+            count(status.leases, "lease"),
+            count(status.sessions, "session")
+        ),
+    );
+    line("Audit", count(status.audit_seq, "record"));
+    for node in &status.nodes {
+        line(
+            "Node",
+            format!(
+                "{}: heard {} ago, {}",
+                node.name,
+                when::span(node.last_heartbeat_seconds),
+                count(node.workloads, "workload")
+            ),
+        );
+    }
+    text
+}
+
+/// `1 policy`, `2 policies`.
+pub fn policies(number: u64) -> String {
+    let ending = if number == 1 { "y" } else { "ies" };
+    format!("{number} polic{ending}")
+}
+
+/// `mayfly workloads`
+pub async fn workloads(client: &Client, out: Out) -> Result<(), Failure> {
+    let workloads: Vec<WorkloadInfo> = client.get("/v1/workloads").await?;
+    out.show(&workloads, |workloads| workloads_text(workloads))
+}
+
+fn workloads_text(workloads: &[WorkloadInfo]) -> String {
+    let rows = workloads
+        .iter()
+        .map(|workload| {
+            let evidence = &workload.evidence;
+            let engine = evidence.container.as_ref();
+            vec![
+                workload.name.clone(),
+                workload.id.clone(),
+                evidence.assurance.as_str().to_owned(),
+                engine.map_or_else(|| "-".to_owned(), |container| container.engine.clone()),
+                evidence.node.clone(),
+                workload.sessions.to_string(),
+                workload.leases.to_string(),
+                workload
+                    .acknowledged
+                    .map_or_else(|| "-".to_owned(), |generation| generation.to_string()),
+            ]
+        })
+        .collect();
+    table(
+        &[
+            "NAME",
+            "ID",
+            "ASSURANCE",
+            "ENGINE",
+            "NODE",
+            "SESSIONS",
+            "LEASES",
+            "GENERATION",
+        ],
+        rows,
+        "no workloads: no container has asked for anything yet",
+    )
+}
+
+/// `mayfly explain`
+pub async fn explain(client: &Client, out: Out, args: &ExplainArgs) -> Result<(), Failure> {
+    let path = format!(
+        "/v1/explain?workload={}&credential={}",
+        encode(&args.workload),
+        encode(args.credential.as_str())
+    );
+    let explanation: Explanation = client.get(&path).await?;
+    out.show(&explanation, explanation_text)
+}
+
+fn explanation_text(explanation: &Explanation) -> String {
+    let mut text = format!(
+        "{} ({}) {} {}\n  {}\n",
+        clean(&explanation.name),
+        explanation.workload,
+        if explanation.allowed {
+            "gets"
+        } else {
+            "does not get"
+        },
+        explanation.credential,
+        clean(&explanation.summary),
+    );
+    if explanation.decided_by.is_empty() {
+        text.push_str("\nNo policy permits it, and what no policy permits is denied.\n");
+    }
+    for policy in &explanation.decided_by {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n{} by {}", policy.effect, clean(&policy.id));
+        if let Some(reason) = &policy.reason {
+            let _ = write!(text, ": {}", clean(reason));
+        }
+        text.push('\n');
+        for line in policy.text.lines() {
+            let _ = writeln!(text, "  | {}", clean(line));
+        }
+    }
+    text
+}
+
+/// `mayfly leases`
+pub async fn leases(client: &Client, out: Out, args: &LeasesArgs) -> Result<(), Failure> {
+    let mut leases: Vec<LeaseInfo> = client.get("/v1/leases").await?;
+    leases.retain(|lease| {
+        args.credential
+            .as_ref()
+            .is_none_or(|name| *name == lease.credential)
+            && args
+                .workload
+                .as_ref()
+                .is_none_or(|asked| is_named(lease, asked))
+    });
+    out.show(&leases, |leases| leases_text(leases, when::now()))
+}
+
+fn is_named(lease: &LeaseInfo, asked: &str) -> bool {
+    !asked.is_empty() && (lease.name == asked || lease.workload.id().starts_with(asked))
+}
+
+fn leases_text(leases: &[LeaseInfo], now: u64) -> String {
+    let rows = leases
+        .iter()
+        .map(|lease| {
+            vec![
+                lease.name.clone(),
+                lease.workload.id(),
+                lease.credential.to_string(),
+                lease
+                    .version
+                    .map_or_else(|| "-".to_owned(), |version| version.to_string()),
+                when::relative(lease.issued_at, now),
+                when::relative(lease.expires_at, now),
+                short(lease.lease.as_str()),
+            ]
+        })
+        .collect();
+    table(
+        &[
+            "WORKLOAD",
+            "ID",
+            "CREDENTIAL",
+            "VERSION",
+            "ISSUED",
+            "EXPIRES",
+            "LEASE",
+        ],
+        rows,
+        "no leases",
+    )
+}
+
+/// Enough of a lease's id to tell it from others; `--output json` has all of it.
+pub fn short(lease: &str) -> String {
+    lease.chars().take(14).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mayfly_wire::WorkloadKey;
+    use mayfly_wire::admin::ExplainedPolicy;
+
+    fn lease() -> LeaseInfo {
+        LeaseInfo {
+            lease: mayfly_wire::LeaseId::from_random([7; 16]),
+            workload: WorkloadKey {
+                boot_id: "b".into(),
+                cgroup_id: 1,
+                pidns_id: 2,
+            },
+            name: "orders".into(),
+            credential: "orders-db".parse().unwrap(),
+            issued_at: 1_000_000,
+            expires_at: 1_900_000,
+            version: Some(3),
+        }
+    }
+
+    #[test]
+    fn a_lease_is_told_in_relative_times() {
+        let text = leases_text(&[lease()], 1_057_000);
+        let line = text.lines().nth(1).unwrap();
+        assert!(
+            line.contains("57s ago") && line.contains("in 14m 3s"),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.len() <= 100), "{text}");
+    }
+
+    #[test]
+    fn a_lease_is_found_by_its_workloads_name_or_id() {
+        let lease = lease();
+        let id = lease.workload.id();
+        assert!(is_named(&lease, "orders") && is_named(&lease, &id) && is_named(&lease, &id[..4]));
+        assert!(!is_named(&lease, "order") && !is_named(&lease, "") && !is_named(&lease, "zz"));
+    }
+
+    #[test]
+    fn a_refusal_that_nobody_made_is_explained() {
+        let mut explanation = Explanation {
+            workload: "a1b2c3d4e5f6".into(),
+            name: "orders".into(),
+            credential: "billing-key".parse().unwrap(),
+            allowed: false,
+            decided_by: vec![],
+            summary: "no policy permits it".into(),
+        };
+        let text = explanation_text(&explanation);
+        assert!(
+            text.starts_with("orders (a1b2c3d4e5f6) does not get billing-key\n"),
+            "{text}"
+        );
+        assert!(text.contains("what no policy permits is denied"), "{text}");
+        explanation.decided_by.push(ExplainedPolicy {
+            id: "baseline.privileged".into(),
+            effect: "forbid".into(),
+            reason: Some("privileged containers get nothing".into()),
+            text: "forbid(\n  principal\n);".into(),
+        });
+        let text = explanation_text(&explanation);
+        assert!(
+            text.contains("forbid by baseline.privileged: privileged containers"),
+            "{text}"
+        );
+        assert!(text.contains("  |   principal\n"), "{text}");
+    }
+}

@@ -1,0 +1,223 @@
+//! Credentials in TOML. A pure function from text; each mistake knows its line.
+
+use crate::when::parse_span;
+use mayfly_wire::admin::{CredentialConfig, EngineConfig, JwtAlgorithm};
+use mayfly_wire::{CredentialName, KvPath};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Deserializer};
+
+/// What is wrong, and where.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// Counts from 1.
+    pub line: usize,
+    /// What was expected, what was found.
+    pub message: String,
+}
+
+/// The settings of the `kv` engine.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kv {
+    ttl: Spanned<String>,
+    path: KvPath,
+}
+
+/// The settings of the `jwt` engine.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Jwt {
+    ttl: Spanned<String>,
+    algorithm: JwtAlgorithm,
+    audience: Vec<String>,
+    subject: String,
+    #[serde(default)]
+    claims: BTreeMap<String, String>,
+}
+
+/// Reads every `[credential.NAME]` of a file.
+pub fn parse(text: &str) -> Result<Vec<CredentialConfig>, Mistake> {
+    let at = |span: Range<usize>, message: String| Mistake {
+        line: line_of(text, span.start),
+        message,
+    };
+    let invalid =
+        |error: toml::de::Error| at(error.span().unwrap_or(0..0), error.message().to_owned());
+    let document = DeTable::parse(text).map_err(invalid)?;
+    let mut credentials = Vec::new();
+    for (key, value) in document.into_inner() {
+        let span = key.span();
+        if key.get_ref() != "credential" {
+            let key = key.get_ref();
+            return Err(at(
+                span,
+                format!("expected [credential.NAME], found `{key}`"),
+            ));
+        }
+        let DeValue::Table(table) = value.into_inner() else {
+            return Err(at(
+                span,
+                "expected [credential.NAME], found a value".to_owned(),
+            ));
+        };
+        for (name, settings) in table {
+            let name_span = name.span();
+            let place = settings.span();
+            let parsed: CredentialName = name
+                .get_ref()
+                .parse()
+                .map_err(|error| at(name_span.clone(), format!("{error}")))?;
+            let DeValue::Table(settings) = settings.into_inner() else {
+                let message = format!("expected a table [credential.{parsed}], found a value");
+                return Err(at(name_span, message));
+            };
+            let settings = Spanned::new(place, settings);
+            credentials.push(credential(parsed, name_span, settings, text)?);
+        }
+    }
+    Ok(credentials)
+}
+
+fn credential<'a>(
+    name: CredentialName,
+    name_span: Range<usize>,
+    settings: Spanned<DeTable<'a>>,
+    text: &str,
+) -> Result<CredentialConfig, Mistake> {
+    let at = |span: Range<usize>, message: String| Mistake {
+        line: line_of(text, span.start),
+        message: format!("credential {name}: {message}"),
+    };
+    // A missing setting has no place of its own: that of the credential's name is told.
+    let here = |error: toml::de::Error| {
+        let missing = error.message().starts_with("missing field");
+        let span = error.span().filter(|_| !missing);
+        at(
+            span.unwrap_or(name_span.clone()),
+            error.message().to_owned(),
+        )
+    };
+    let place = settings.span();
+    let mut table = settings.into_inner();
+    let Some(engine) = table.remove("engine") else {
+        let message = "expected engine = \"kv\" or \"jwt\", found no engine".to_owned();
+        return Err(at(name_span, message));
+    };
+    let rest = Deserializer::from(Spanned::new(place, table));
+    let (ttl, config) = match engine.get_ref().as_str() {
+        Some("kv") => {
+            let kv = Kv::deserialize(rest).map_err(here)?;
+            (kv.ttl, EngineConfig::Kv { path: kv.path })
+        }
+        Some("jwt") => {
+            let jwt = Jwt::deserialize(rest).map_err(here)?;
+            let config = EngineConfig::Jwt {
+                algorithm: jwt.algorithm,
+                audience: jwt.audience,
+                subject: jwt.subject,
+                claims: jwt.claims,
+            };
+            (jwt.ttl, config)
+        }
+        found => {
+            let found =
+                found.map_or_else(|| "something else".to_owned(), |text| format!("{text:?}"));
+            let message = format!("expected engine = \"kv\" or \"jwt\", found {found}");
+            return Err(at(engine.span(), message));
+        }
+    };
+    let Some(span) = parse_span(ttl.get_ref()) else {
+        let message = format!(
+            "expected ttl as a span such as \"90s\", \"15m\", \"1h30m\" or \"7d\", found {:?}",
+            ttl.get_ref()
+        );
+        return Err(at(ttl.span(), message));
+    };
+    Ok(CredentialConfig {
+        name,
+        ttl_seconds: span.as_secs(),
+        engine: config,
+    })
+}
+
+/// Counts from 1.
+fn line_of(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().get(..offset).unwrap_or_default();
+    1 + before.iter().filter(|byte| **byte == b'\n').count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_engines_are_read() {
+        let text = r#"
+[credential.orders-db]
+engine = "kv"
+path = "orders/db"
+ttl = "15m"
+
+[credential."api.token"]
+engine = "jwt"
+algorithm = "EdDSA"
+audience = ["https://api.example.com"]
+subject = "{name}"
+claims = { team = "orders" }
+ttl = "300s"
+"#;
+        let found = parse(text).unwrap();
+        assert_eq!(found.len(), 2);
+        let kv = found
+            .iter()
+            .find(|c| c.name.as_str() == "orders-db")
+            .unwrap();
+        assert_eq!(kv.ttl_seconds, 900);
+        assert!(matches!(&kv.engine, EngineConfig::Kv { path } if path.as_str() == "orders/db"));
+        let jwt = found
+            .iter()
+            .find(|c| c.name.as_str() == "api.token")
+            .unwrap();
+        let EngineConfig::Jwt { claims, .. } = &jwt.engine else {
+            panic!("not a jwt");
+        };
+        assert_eq!(claims["team"], "orders");
+    }
+
+    #[test]
+    fn every_mistake_is_told_with_its_line_and_what_was_expected() {
+        let kv = "[credential.a]\nengine = \"kv\"\npath = \"p\"\nttl = \"1m\"\n";
+        for (text, line, words) in [
+            ("[credentials.a]\n", 1, "[credential.NAME]"),
+            ("credential = 1\n", 1, "[credential.NAME]"),
+            ("\n\n[credential.A]\n", 3, "credential name"),
+            ("[credential]\na = 1\n", 2, "table"),
+            ("[credential.a]\n", 1, "found no engine"),
+            ("[credential.a]\nengine = \"vault\"\n", 2, "\"vault\""),
+            ("[credential.a]\nengine = 3\n", 2, "kv"),
+            (&format!("{kv}color = 1\n"), 5, "unknown field `color`"),
+            (
+                &format!("{kv}algorithm = \"EdDSA\"\n"),
+                5,
+                "expected `ttl` or `path`",
+            ),
+            (
+                "\n[credential.a]\nengine = \"kv\"\nttl = \"1m\"\n",
+                2,
+                "missing field `path`",
+            ),
+            (&kv.replace("\"1m\"", "\"soon\""), 4, "\"15m\""),
+            (&kv.replace("\"1m\"", "60"), 4, "string"),
+            (&kv.replace("\"p\"", "\"../p\""), 3, "kv path"),
+            (&format!("{kv}path = \"q\"\n"), 5, "duplicate key"),
+            ("[credential.a\n", 1, ""),
+        ] {
+            let mistake = parse(text).unwrap_err();
+            assert_eq!(mistake.line, line, "{text}\n{mistake:?}");
+            assert!(mistake.message.contains(words), "{text}\n{mistake:?}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What the commands print: tables for people, JSON for programs.
+
+use crate::failure::Failure;
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use std::io::{self, Write};
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Standard output, in the form that was asked for.
+#[derive(Clone, Copy)]
+pub struct Out {
+    /// The form.
+    pub format: Format,
+}
+
+impl Out {
+    /// Whether JSON was asked for.
+    pub fn is_json(self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Prints a value as JSON if that was asked for, or else what `people` makes of it.
+    pub fn show<T: Serialize>(
+        self,
+        value: &T,
+        people: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        if self.is_json() {
+            let json = serde_json::to_string_pretty(value)
+                .map_err(|error| Failure::Failed(format!("this is not JSON: {error}")))?;
+            return self.line(&json);
+        }
+        self.line(people(value).trim_end_matches('\n'))
+    }
+
+    /// Prints text and a line feed.
+    pub fn line(self, text: &str) -> Result<(), Failure> {
+        self.bytes(&[text.as_bytes(), b"\n"])
+    }
+
+    /// Prints bytes as they are.
+    pub fn bytes(self, parts: &[&[u8]]) -> Result<(), Failure> {
+        let mut stdout = io::stdout().lock();
+        let written = parts.iter().try_for_each(|part| stdout.write_all(part));
+        written
+            .and_then(|()| stdout.flush())
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::BrokenPipe => Failure::OutputClosed,
+                _ => Failure::Failed(format!("cannot write to standard output: {error}")),
+            })
+    }
+}
+
+/// Says something beside the output, on standard error. There is nobody to tell if that fails.
+pub fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Rows under a heading, or `empty` if there are none. Wraps to the terminal, if there is one.
+pub fn table(heading: &[&str], rows: Vec<Vec<String>>, empty: &str) -> String {
+    if rows.is_empty() {
+        return empty.to_owned();
+    }
+    let width = terminal_size::terminal_size().map(|(width, _)| width.0);
+    layout(heading, rows, width)
+}
+
+fn layout(heading: &[&str], rows: Vec<Vec<String>>, width: Option<u16>) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(heading.to_vec());
+    for row in rows {
+        table.add_row(row.iter().map(|cell| clean(cell)).collect::<Vec<_>>());
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    if let Some(width) = width {
+        table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(width);
+    }
+    let lines: Vec<_> = table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect();
+    lines.join("\n")
+}
+
+/// Text that others chose (a cgroup's name, a label) without what would steer a terminal.
+pub fn clean(text: &str) -> String {
+    text.chars()
+        .map(|letter| {
+            if letter.is_control() {
+                '\u{FFFD}'
+            } else {
+                letter
+            }
+        })
+        .collect()
+}
+
+/// `1 lease`, `2 leases`.
+pub fn count(number: u64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_stand_under_their_headings() {
+        let rows = vec![
+            vec!["orders".to_owned(), "1".to_owned()],
+            vec!["billing-long".to_owned(), "22".to_owned()],
+        ];
+        let text = layout(&["NAME", "LEASES"], rows, None);
+        assert_eq!(
+            text,
+            "NAME          LEASES\norders        1\nbilling-long  22"
+        );
+    }
+
+    #[test]
+    fn a_table_keeps_to_the_terminal() {
+        let rows = vec![vec!["x ".repeat(80), "y".to_owned()]];
+        let text = layout(&["A", "B"], rows, Some(80));
+        assert!(
+            text.lines().all(|line| line.chars().count() <= 80),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn names_cannot_steer_the_terminal() {
+        assert_eq!(clean("a\u{1b}[31m\nb"), "a\u{FFFD}[31m\u{FFFD}b");
+    }
+}
