@@ -1,4 +1,5 @@
-//! Credentials in TOML. A pure function from text; each mistake knows its line.
+//! One TOML file: its credentials, and its switches. A pure function from text; each mistake knows its
+//! line.
 
 use crate::when::parse_span;
 use mayfly_wire::admin::{CredentialConfig, EngineConfig, JwtAlgorithm};
@@ -7,7 +8,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue, Deserializer};
+use toml::de::{DeString, DeTable, DeValue, Deserializer};
 
 /// What is wrong, and where.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,6 +17,22 @@ pub struct Mistake {
     pub line: usize,
     /// What was expected, what was found.
     pub message: String,
+}
+
+/// What one file says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct File {
+    /// Every `[credential.NAME]`.
+    pub credentials: Vec<CredentialConfig>,
+    /// Whether `[policy]` says `hardened = true`.
+    pub hardened: bool,
+}
+
+/// `[policy]`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Policy {
+    hardened: bool,
 }
 
 /// The settings of the `kv` engine.
@@ -38,8 +55,8 @@ struct Jwt {
     claims: BTreeMap<String, String>,
 }
 
-/// Reads every `[credential.NAME]` of a file.
-pub fn parse(text: &str) -> Result<Vec<CredentialConfig>, Mistake> {
+/// Reads a file.
+pub fn parse(text: &str) -> Result<File, Mistake> {
     let at = |span: Range<usize>, message: String| Mistake {
         line: line_of(text, span.start),
         message,
@@ -47,38 +64,48 @@ pub fn parse(text: &str) -> Result<Vec<CredentialConfig>, Mistake> {
     let invalid =
         |error: toml::de::Error| at(error.span().unwrap_or(0..0), error.message().to_owned());
     let document = DeTable::parse(text).map_err(invalid)?;
-    let mut credentials = Vec::new();
+    let mut file = File::default();
     for (key, value) in document.into_inner() {
-        let span = key.span();
-        if key.get_ref() != "credential" {
-            let key = key.get_ref();
-            return Err(at(
-                span,
-                format!("expected [credential.NAME], found `{key}`"),
-            ));
-        }
-        let DeValue::Table(table) = value.into_inner() else {
-            return Err(at(
-                span,
-                "expected [credential.NAME], found a value".to_owned(),
-            ));
-        };
-        for (name, settings) in table {
-            let name_span = name.span();
-            let place = settings.span();
-            let parsed: CredentialName = name
-                .get_ref()
-                .parse()
-                .map_err(|error| at(name_span.clone(), format!("{error}")))?;
-            let DeValue::Table(settings) = settings.into_inner() else {
-                let message = format!("expected a table [credential.{parsed}], found a value");
-                return Err(at(name_span, message));
-            };
-            let settings = Spanned::new(place, settings);
-            credentials.push(credential(parsed, name_span, settings, text)?);
+        let (span, place) = (key.span(), value.span());
+        match (key.get_ref().as_ref(), value.into_inner()) {
+            ("credential", DeValue::Table(table)) => {
+                for (name, settings) in table {
+                    file.credentials.push(named(&name, settings, text)?);
+                }
+            }
+            ("policy", DeValue::Table(table)) => {
+                let policy = Deserializer::from(Spanned::new(place, table));
+                file.hardened = Policy::deserialize(policy).map_err(invalid)?.hardened;
+            }
+            (other, _) => {
+                let message = format!("expected [credential.NAME] or [policy], found `{other}`");
+                return Err(at(span, message));
+            }
         }
     }
-    Ok(credentials)
+    Ok(file)
+}
+
+fn named<'a>(
+    key: &Spanned<DeString<'a>>,
+    settings: Spanned<DeValue<'a>>,
+    text: &str,
+) -> Result<CredentialConfig, Mistake> {
+    let wrong = |message: String| Mistake {
+        line: line_of(text, key.span().start),
+        message,
+    };
+    let name: CredentialName = key
+        .get_ref()
+        .parse()
+        .map_err(|error| wrong(format!("{error}")))?;
+    let place = settings.span();
+    let DeValue::Table(table) = settings.into_inner() else {
+        return Err(wrong(format!(
+            "expected a table [credential.{name}], found a value"
+        )));
+    };
+    credential(name, key.span(), Spanned::new(place, table), text)
 }
 
 fn credential<'a>(
@@ -169,7 +196,7 @@ subject = "{name}"
 claims = { team = "orders" }
 ttl = "300s"
 "#;
-        let found = parse(text).unwrap();
+        let found = parse(text).unwrap().credentials;
         assert_eq!(found.len(), 2);
         let kv = found
             .iter()
@@ -185,6 +212,12 @@ ttl = "300s"
             panic!("not a jwt");
         };
         assert_eq!(claims["team"], "orders");
+    }
+
+    #[test]
+    fn the_hardened_rules_are_switched_by_a_file() {
+        assert!(parse("[policy]\nhardened = true\n").unwrap().hardened);
+        assert!(!parse("").unwrap().hardened);
     }
 
     #[test]
@@ -213,6 +246,7 @@ ttl = "300s"
             (&kv.replace("\"1m\"", "60"), 4, "string"),
             (&kv.replace("\"p\"", "\"../p\""), 3, "kv path"),
             (&format!("{kv}path = \"q\"\n"), 5, "duplicate key"),
+            ("[policy]\nhardend = true\n", 2, "unknown field `hardend`"),
             ("[credential.a\n", 1, ""),
         ] {
             let mistake = parse(text).unwrap_err();

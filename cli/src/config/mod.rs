@@ -4,7 +4,7 @@
 mod credentials;
 
 use crate::failure::Failure;
-use mayfly_wire::admin::{CredentialConfig, Desired, PolicyFile};
+use mayfly_wire::admin::{Desired, PolicyFile};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
@@ -26,7 +26,9 @@ pub fn read(dir: &Path) -> Result<Desired, Failure> {
             desired.policies.push(policy_file(file_name(&path), text));
             continue;
         }
-        for credential in credentials_of(&path, &text)? {
+        let file = parse(&path, &text)?;
+        desired.hardened |= file.hardened;
+        for credential in file.credentials {
             let name = credential.name.to_string();
             if let Some(other) = seen.insert(name.clone(), path.clone()) {
                 return Err(Failure::Config(format!(
@@ -41,7 +43,7 @@ pub fn read(dir: &Path) -> Result<Desired, Failure> {
     Ok(desired)
 }
 
-fn credentials_of(path: &Path, text: &str) -> Result<Vec<CredentialConfig>, Failure> {
+fn parse(path: &Path, text: &str) -> Result<credentials::File, Failure> {
     credentials::parse(text).map_err(|mistake| {
         let line = mistake.line;
         Failure::Config(format!("{}:{line}: {}", path.display(), mistake.message))
