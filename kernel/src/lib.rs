@@ -7,8 +7,12 @@ pub mod alloc;
 pub mod caps;
 pub mod keyring;
 pub mod memory;
+pub mod ns;
+pub mod pidfd;
+pub mod probe;
 pub mod process;
 pub mod seccomp;
+pub mod socket;
 
 #[cfg(test)]
 mod test_child;
