@@ -5,11 +5,14 @@
 
 pub mod alloc;
 pub mod caps;
+pub mod cgroup;
 pub mod keyring;
 pub mod memory;
+pub mod mountinfo;
 pub mod ns;
 pub mod pidfd;
 pub mod probe;
+pub mod procdir;
 pub mod process;
 pub mod seccomp;
 pub mod socket;

@@ -70,8 +70,8 @@ impl Kind {
     }
 }
 
-/// The inode that the kernel gives to the first namespace of a kind (linux/nsfs.h; for mount and network only since Linux 6.17, but no older kernel
-/// gives these numbers to another).
+/// The inode that the kernel gives to the first namespace of a kind (linux/nsfs.h). For mount and
+/// network namespaces only since Linux 6.17, but no older kernel gives these numbers to another.
 #[must_use]
 pub const fn first_inode(kind: Kind) -> u64 {
     match kind {

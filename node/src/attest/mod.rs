@@ -1,0 +1,127 @@
+//! Attestation: who is at the other end of the workload socket, by what the kernel says.
+//!
+//! | file | what |
+//! |---|---|
+//! | `host` | what the kernel has, and what counts as the host's, found once |
+//! | `peer`, `process` | handles on processes, and what is read through them |
+//! | `cgroups` | cgroups by id, and what they are inside of |
+
+mod cgroups;
+mod error;
+mod host;
+mod peer;
+mod process;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use mayfly_kernel::probe;
+use mayfly_kernel::socket::{Received, pass_credentials, pass_pidfd};
+use mayfly_wire::{Evidence, Facility};
+
+pub use error::{AttestError, AttestSetupError};
+pub use peer::{Origin, Peer};
+
+use crate::death::DeathTarget;
+use host::Host;
+
+/// How to attest.
+#[derive(Clone, Debug, Default)]
+pub struct AttestConfig {
+    /// The node's name, as it stands in evidence.
+    pub node: String,
+    /// Sockets of container engines that speak the Docker Engine API.
+    pub engine_sockets: Vec<PathBuf>,
+    /// Facilities of the kernel that must not be used, so that tests reach what replaces them. Each
+    /// is told in the evidence as lacking.
+    pub forbid: Vec<Facility>,
+}
+
+/// Attests peers. One for the whole node, shared.
+#[derive(Debug)]
+pub struct Attestor {
+    host: Host,
+    config: AttestConfig,
+}
+
+/// Someone attested.
+#[derive(Debug)]
+pub struct Attested {
+    /// What was established.
+    pub evidence: Evidence,
+    /// What tells when the workload is dead: hand it to [`crate::death::DeathWatch`].
+    pub death: DeathTarget,
+}
+
+impl Attestor {
+    /// Finds out what this host has.
+    ///
+    /// # Errors
+    ///
+    /// [`AttestSetupError`] if nobody could be attested from here, with what to do.
+    pub fn new(config: AttestConfig) -> Result<Self, AttestSetupError> {
+        let host = Host::find(&config.forbid)?;
+        Ok(Self { host, config })
+    }
+
+    /// What the kernel lacks, or what must not be used.
+    #[must_use]
+    pub fn facilities_lacking(&self) -> BTreeSet<Facility> {
+        self.host.lacking.clone()
+    }
+
+    /// This boot's id, as it stands in every workload's key.
+    #[must_use]
+    pub fn boot_id(&self) -> &str {
+        &self.host.boot_id
+    }
+
+    /// Makes the kernel say who sent each message, on every connection that this listener accepts.
+    ///
+    /// # Errors
+    ///
+    /// Those of setsockopt(2).
+    pub fn listener_options(&self, listener: impl AsFd) -> io::Result<()> {
+        pass_credentials(&listener)?;
+        if self.host.facilities.has(probe::Facility::SenderPidfd) {
+            pass_pidfd(&listener)?;
+        }
+        Ok(())
+    }
+
+    /// Takes hold of the peer of a connection. Right after the accept: until then, its pid may pass
+    /// to another process, which on a kernel without SO_PEERPIDFD costs the peer its proof.
+    ///
+    /// # Errors
+    ///
+    /// `peer_exited`, `peer_unseen`, `unreadable`.
+    pub fn connected(&self, stream: impl AsFd) -> Result<Peer, AttestError> {
+        Peer::connected(&self.host, stream)
+    }
+
+    /// Establishes everything about a peer, afresh. The engine is asked once for each container.
+    ///
+    /// # Errors
+    ///
+    /// `peer_unproven`, `peer_exited`, `not_a_container`, `ambiguous_container`, `unreadable`.
+    pub async fn attest(&self, peer: &Peer) -> Result<Attested, AttestError> {
+        peer.check_proven()?;
+        let _ = &self.config;
+        Err(AttestError::new("unreadable", "being built"))
+    }
+
+    /// Checks that a message came from the peer itself, or from another process of its container, and
+    /// carried no descriptors. Cheap if it came from the peer itself.
+    ///
+    /// # Errors
+    ///
+    /// `descriptors_passed`, `sender_unknown`, `sender_in_other_container`, `peer_exited`.
+    pub fn check_sender(&self, peer: &Peer, received: &Received) -> Result<(), AttestError> {
+        if peer.sent(received)? {
+            return Ok(());
+        }
+        Err(AttestError::new("sender_unknown", "being built"))
+    }
+}
