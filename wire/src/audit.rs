@@ -56,6 +56,13 @@ pub enum Event {
         /// Its version.
         version: String,
     },
+    /// The log itself was set right when the broker started.
+    Repaired {
+        /// Bytes of a record that a crash cut short, which were removed.
+        dropped_bytes: u64,
+        /// What was found, and who accepted it.
+        detail: String,
+    },
     /// A credential is about to leave under this lease.
     Issued {
         /// To whom.

@@ -1,0 +1,160 @@
+//! Engines: what makes credentials of one kind. To add a kind, implement [`Engine`], add its settings to
+//! `EngineConfig`, and name it in [`Engines::of`].
+
+pub mod jwt;
+pub mod kv;
+mod ring;
+mod template;
+
+use crate::seal::{RecordId, SealError};
+use crate::store::{Lease, Source, StoreError};
+use mayfly_wire::admin::{CredentialConfig, EngineConfig};
+use mayfly_wire::session::Layout;
+use mayfly_wire::{Code, Evidence, FieldName, LeaseId, Secret};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// Why an engine does not give what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// There is nothing to give.
+    #[error("{0}")]
+    NotFound(String),
+    /// What the credential is based on has changed, or its settings are another engine's.
+    #[error("{0}")]
+    Conflict(String),
+    /// The credential's settings do not fit this workload's evidence, or are wrong in themselves.
+    #[error("{0}")]
+    Unfit(String),
+    /// The target does not answer.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The seal.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}
+
+impl EngineError {
+    /// The stable code for the client.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NotFound(_) | Self::Store(StoreError::NotFound(_)) => Code::NotFound,
+            Self::Conflict(_) | Self::Store(StoreError::Conflict(_)) => Code::Conflict,
+            Self::Unfit(_) => Code::BadRequest,
+            Self::Unavailable(_) | Self::Store(StoreError::Unavailable(_)) => Code::Unavailable,
+            Self::Store(_) | Self::Seal(_) => Code::Internal,
+        }
+    }
+}
+
+/// What an [`Engine`] returns.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, EngineError>> + Send + 'a>>;
+
+/// One credential to be made for one workload.
+#[derive(Clone, Copy)]
+pub struct IssueRequest<'a> {
+    /// The credential, as configured.
+    pub credential: &'a CredentialConfig,
+    /// For whom.
+    pub evidence: &'a Evidence,
+    /// The lease that it is issued under. Its id is decided before the engine is asked.
+    pub lease: &'a LeaseId,
+    /// Milliseconds since the Unix epoch. It ends at `now` + the credential's `ttl_seconds`.
+    pub now: u64,
+}
+
+impl IssueRequest<'_> {
+    /// When it ends: milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn expires_at(&self) -> u64 {
+        self.now
+            .saturating_add(self.credential.ttl_seconds.saturating_mul(1000))
+    }
+}
+
+/// What an engine made.
+pub struct Issued {
+    /// The fields.
+    pub fields: BTreeMap<FieldName, Secret>,
+    /// The shape of its files.
+    pub layout: Layout,
+    /// When it ends: milliseconds since the Unix epoch.
+    pub expires_at: u64,
+    /// What the lease must hold, so that the same can be given again.
+    pub source: Source,
+}
+
+/// What makes credentials of one kind.
+pub trait Engine: Send + Sync {
+    /// Whether the settings can be right for any workload at all. Called when they are applied.
+    ///
+    /// # Errors
+    /// What was expected and what was found, for the operator.
+    fn check(&self, credential: &CredentialConfig) -> Result<(), String>;
+
+    /// Makes a credential. Also renews one: with the id of a lease that exists, it makes new content
+    /// under it.
+    fn issue<'a>(&'a self, request: IssueRequest<'a>) -> Answer<'a, Issued>;
+
+    /// Gives the credential of an existing lease again. The expiry is that of the lease.
+    fn reissue<'a>(
+        &'a self,
+        credential: &'a CredentialConfig,
+        lease: &'a Lease,
+    ) -> Answer<'a, Issued>;
+
+    /// Takes the credential back at its source. May be called again for the same lease.
+    fn revoke<'a>(&'a self, lease: &'a Lease) -> Answer<'a, ()>;
+}
+
+/// The engines that there are.
+pub struct Engines {
+    /// Stored, versioned values.
+    pub kv: Arc<kv::Kv>,
+    /// Signed tokens.
+    pub jwt: Arc<jwt::Jwt>,
+}
+
+impl Engines {
+    /// The engine for these settings.
+    #[must_use]
+    pub fn of(&self, config: &EngineConfig) -> &dyn Engine {
+        match config {
+            EngineConfig::Kv { .. } => self.kv.as_ref(),
+            EngineConfig::Jwt { .. } => self.jwt.as_ref(),
+        }
+    }
+
+    /// The engine that made this lease.
+    #[must_use]
+    pub fn of_lease(&self, lease: &Lease) -> &dyn Engine {
+        match lease.source {
+            Source::Kv { .. } => self.kv.as_ref(),
+            Source::Sealed(_) => self.jwt.as_ref(),
+        }
+    }
+}
+
+/// The place that the sealed content of a lease is bound to. Its version is the lease's expiry, so that
+/// older content of the same lease does not open in place of newer.
+#[must_use]
+pub fn lease_record(lease: &LeaseId) -> RecordId<'_> {
+    RecordId {
+        kind: "lease",
+        path: lease.as_str(),
+    }
+}
+
+/// A lease of a kind that the asked engine did not make.
+fn other_engine(lease: &Lease) -> EngineError {
+    EngineError::Conflict(format!(
+        "{} was made by another engine than {} has now; it must end first",
+        lease.id, lease.credential
+    ))
+}

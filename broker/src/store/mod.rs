@@ -1,0 +1,210 @@
+//! The store: values, leases, workloads and configuration, behind one trait.
+//!
+//! A caller hands over a *unit*: a list of [`Op`]s that happen together or not at all. Units that arrive
+//! at the same time share one commit, so that durability costs one fsync for many of them, and a unit
+//! that fails fails alone.
+
+mod integrity;
+mod rows;
+mod schema;
+pub mod sqlite;
+mod writer;
+
+use crate::audit::{Head, HeadCell};
+use mayfly_wire::{CredentialName, Evidence, FieldName, KvPath, LeaseId, WorkloadKey};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+
+pub use sqlite::SqliteStore;
+
+/// What can go wrong.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// What the unit was based on has changed: another version, or an active lease exists already.
+    #[error("{0}")]
+    Conflict(String),
+    /// What the unit changes is not there.
+    #[error("{0} is not in the store")]
+    NotFound(String),
+    /// A row was changed by something other than the broker, or the file is damaged.
+    #[error(
+        "the store is not as the broker left it: {0}; restore it from a backup, together with its \
+         audit file"
+    )]
+    Damaged(String),
+    /// It is not a store of ours.
+    #[error("{0}")]
+    Foreign(String),
+    /// The disk, or the file, does not do what it should.
+    #[error("the store does not answer: {0}")]
+    Unavailable(String),
+}
+
+/// What the methods of [`Store`] return.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// One version of a value in the kv engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvRow {
+    /// Where it stands.
+    pub path: KvPath,
+    /// Counts up from 1.
+    pub version: u64,
+    /// Milliseconds since the Unix epoch.
+    pub created_at: u64,
+    /// Names of the fields, sorted.
+    pub fields: Vec<FieldName>,
+    /// The sealed fields; `None` is a deletion mark.
+    pub sealed: Option<Vec<u8>>,
+}
+
+/// How far a lease is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseState {
+    /// Intended: what it will hold at the target may exist already, or not yet. Nothing left under it.
+    Pending,
+    /// Its credential may have left.
+    Active,
+}
+
+/// What a lease gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The value at a path of the kv engine, of the version that was given last.
+    Kv {
+        /// Where it stands.
+        path: KvPath,
+        /// The version.
+        version: u64,
+    },
+    /// Content that belongs to this lease alone (a token), sealed for
+    /// [`lease_record`](crate::engine::lease_record).
+    Sealed(Vec<u8>),
+}
+
+/// One credential issued to one workload. A lease that ended is not in the store: the audit record has
+/// its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Its id.
+    pub id: LeaseId,
+    /// Whose.
+    pub workload: WorkloadKey,
+    /// Which credential. There is at most one lease for (workload, credential).
+    pub credential: CredentialName,
+    /// The node that attested the workload.
+    pub node: String,
+    /// What people call the workload.
+    pub name: String,
+    /// How far it is.
+    pub state: LeaseState,
+    /// Milliseconds since the Unix epoch.
+    pub issued_at: u64,
+    /// Milliseconds since the Unix epoch.
+    pub expires_at: u64,
+    /// What it gives.
+    pub source: Source,
+}
+
+/// A workload and what is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Its latest evidence, which names it and its node.
+    pub evidence: Evidence,
+    /// When that evidence came: milliseconds since the Unix epoch.
+    pub seen_at: u64,
+}
+
+/// The configuration that stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configuration {
+    /// Counts up from 1.
+    pub number: u64,
+    /// The configuration, as its owner wrote it.
+    pub json: String,
+}
+
+/// One change.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// Adds a version of a value. Conflict unless it is the current version + 1 (1 for a new path).
+    KvPut(KvRow),
+    /// Adds a lease. Conflict if one exists for the same (workload, credential).
+    LeaseInsert(Lease),
+    /// Replaces state, expiry and source of the lease of this id. Not found if it has ended.
+    LeaseUpdate(Lease),
+    /// Ends a lease. Not found if it has ended already.
+    LeaseEnd(LeaseId),
+    /// Adds or replaces what is known of a workload.
+    WorkloadPut(Workload),
+    /// Forgets a workload. Not found if it is not known.
+    WorkloadRemove(WorkloadKey),
+    /// Replaces the configuration. Conflict unless it is the current number + 1 (1 for the first).
+    ConfigPut(Configuration),
+    /// Adds or replaces one sealed entry of the broker's own: signing keys, the authority.
+    MetaPut(&'static str, Vec<u8>),
+}
+
+/// The store.
+pub trait Store: Send + Sync + 'static {
+    /// Makes all of `unit` so, durably, or nothing of it. An empty unit stores the audit head.
+    fn commit(&self, unit: Vec<Op>) -> Answer<'_, ()>;
+
+    /// The store keeps the last durable audit record that this names, with each commit.
+    fn keep_head(&self, head: HeadCell);
+    /// The audit head that the store held when it was opened.
+    fn opened_with_head(&self) -> Option<Head>;
+
+    /// A version of a value, or its current version, which may be a deletion mark.
+    fn kv(&self, path: KvPath, version: Option<u64>) -> Answer<'_, Option<KvRow>>;
+    /// Every version of a value, without the sealed content of each, oldest first. The flag says whether
+    /// it is a deletion mark.
+    fn kv_history(&self, path: KvPath) -> Answer<'_, Vec<KvSummary>>;
+    /// The current version of every path, sorted by path.
+    fn kv_list(&self) -> Answer<'_, Vec<KvSummary>>;
+
+    /// One lease.
+    fn lease(&self, id: LeaseId) -> Answer<'_, Option<Lease>>;
+    /// The lease of a workload on a credential.
+    fn lease_of(
+        &self,
+        workload: WorkloadKey,
+        credential: CredentialName,
+    ) -> Answer<'_, Option<Lease>>;
+    /// Every lease of a workload, sorted by credential.
+    fn leases_of(&self, workload: WorkloadKey) -> Answer<'_, Vec<Lease>>;
+    /// Every lease on a credential.
+    fn leases_on(&self, credential: CredentialName) -> Answer<'_, Vec<Lease>>;
+    /// At most `most` leases that expire at or before `until`, the earliest first.
+    fn leases_expiring(&self, until: u64, most: u32) -> Answer<'_, Vec<Lease>>;
+    /// At most `most` leases after the id `after`, sorted by id: a page of them all.
+    fn leases(&self, after: Option<LeaseId>, most: u32) -> Answer<'_, Vec<Lease>>;
+    /// How many leases there are, for each credential that has any.
+    fn lease_counts(&self) -> Answer<'_, BTreeMap<CredentialName, u64>>;
+
+    /// What is known of a workload.
+    fn workload(&self, key: WorkloadKey) -> Answer<'_, Option<Workload>>;
+    /// Every workload, or those of one node.
+    fn workloads(&self, node: Option<String>) -> Answer<'_, Vec<Workload>>;
+
+    /// The configuration, if there is one yet.
+    fn configuration(&self) -> Answer<'_, Option<Configuration>>;
+    /// A sealed entry of the broker's own.
+    fn meta(&self, key: &'static str) -> Answer<'_, Option<Vec<u8>>>;
+}
+
+/// One version of a value, without its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvSummary {
+    /// Where it stands.
+    pub path: KvPath,
+    /// Its version.
+    pub version: u64,
+    /// Milliseconds since the Unix epoch.
+    pub created_at: u64,
+    /// Whether it is a deletion mark.
+    pub deleted: bool,
+    /// Names of its fields.
+    pub fields: Vec<FieldName>,
+}

@@ -1,0 +1,495 @@
+//! The store in one SQLite file: write-ahead log, every commit on disk before it is answered.
+//!
+//! The state directory has mode 0700 and holds `store.db` (0600) and `lock`, which keeps a second broker
+//! out.
+
+use super::integrity::Integrity;
+use super::rows::{Meta, Record, integer, number, sql};
+use super::writer::{Job, Writer, read_stamp, sum_of_all, write_stamp};
+use super::{
+    Answer, Configuration, KvRow, KvSummary, Lease, Op, Store, StoreError, Workload, schema,
+};
+use crate::audit::{Head, HeadCell};
+use crate::seal::RootKeys;
+use crate::unseal::{UnsealError, Unsealer};
+use mayfly_wire::{CredentialName, KvPath, LeaseId, WorkloadKey};
+use rusqlite::{Connection, OpenFlags, Params};
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+/// Units that can wait for the disk.
+const WAITING: usize = 4096;
+/// Reads at the same time.
+const READERS: usize = 4;
+
+/// Why the store does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A file or the directory.
+    #[error("{path}: {error}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The directory is not fit to hold secrets.
+    #[error("state directory {path}: expected {expected}, found {found}")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// What it must be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// Another broker has it.
+    #[error("state directory {0}: another mayfly-broker is using it; stop that one first")]
+    InUse(PathBuf),
+    /// The store itself.
+    #[error("{path}: {error}")]
+    Store {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: StoreError,
+    },
+    /// The root keys.
+    #[error(transparent)]
+    Unseal(#[from] UnsealError),
+}
+
+/// The store in SQLite.
+pub struct SqliteStore {
+    shared: Arc<Shared>,
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    opened_with: Option<Head>,
+    head: Arc<Mutex<HeadCell>>,
+    keys: Arc<RootKeys>,
+    // Held until the store is closed.
+    _lock: File,
+}
+
+/// What readers need.
+struct Shared {
+    file: PathBuf,
+    integrity: Integrity,
+    readers: Mutex<Vec<Connection>>,
+    permits: Semaphore,
+}
+
+impl SqliteStore {
+    /// Opens the store in `dir`, or makes a new one, and unwraps its root keys. Reads and checks every
+    /// row.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(dir: &Path, unsealer: &dyn Unsealer) -> Result<Self, OpenError> {
+        prepare_directory(dir)?;
+        let lock = lock(dir)?;
+        let path = dir.join("store.db");
+        prepare_file(&path)?;
+        let store = |error| OpenError::Store {
+            path: path.clone(),
+            error,
+        };
+        let mut connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(store)?;
+        schema::migrate(&mut connection).map_err(store)?;
+        let keys = Arc::new(root_keys(&connection, unsealer, &path)?);
+        let integrity = Integrity::new(keys.clone()).map_err(store)?;
+        let (sum, generation, opened_with) = check(&connection, &integrity).map_err(store)?;
+        let head = Arc::new(Mutex::new(HeadCell::of(
+            opened_with.clone().unwrap_or_default(),
+        )));
+        let writer = Writer {
+            connection,
+            integrity: integrity.clone(),
+            sum,
+            generation,
+            head: head.clone(),
+        };
+        let (jobs, waiting) = mpsc::channel(WAITING);
+        let thread = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || writer.run(waiting))
+            .map_err(|error| OpenError::File {
+                path: path.clone(),
+                error,
+            })?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                file: path,
+                integrity,
+                readers: Mutex::default(),
+                permits: Semaphore::new(READERS),
+            }),
+            jobs: Some(jobs),
+            thread: Some(thread),
+            opened_with,
+            head,
+            keys,
+            _lock: lock,
+        })
+    }
+
+    /// The root keys that the store was opened with.
+    #[must_use]
+    pub fn keys(&self) -> Arc<RootKeys> {
+        self.keys.clone()
+    }
+
+    fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection, &Integrity) -> Result<T, StoreError> + Send + 'static,
+    ) -> Answer<'_, T> {
+        Box::pin(async move {
+            let closed = || StoreError::Unavailable("the store is closed".to_owned());
+            let _permit = self.shared.permits.acquire().await.map_err(|_| closed())?;
+            let shared = self.shared.clone();
+            let read = tokio::task::spawn_blocking(move || shared.read(work)).await;
+            read.map_err(|_| closed())?
+        })
+    }
+
+    fn some<R: Record + Send + 'static>(
+        &self,
+        rest: &'static str,
+        parameters: impl Params + Send + 'static,
+    ) -> Answer<'_, Vec<R>> {
+        self.read(move |connection, integrity| select(connection, integrity, rest, parameters))
+    }
+
+    fn first<R: Record + Send + 'static>(
+        &self,
+        rest: &'static str,
+        parameters: impl Params + Send + 'static,
+    ) -> Answer<'_, Option<R>> {
+        let all = self.some(rest, parameters);
+        Box::pin(async { Ok(all.await?.into_iter().next()) })
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&Connection, &Integrity) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let idle = self
+            .readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => connect(&self.file, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
+        };
+        let result = work(&connection, &self.integrity);
+        self.readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(connection);
+        result
+    }
+}
+
+fn select<R: Record>(
+    connection: &Connection,
+    integrity: &Integrity,
+    rest: &str,
+    parameters: impl Params,
+) -> Result<Vec<R>, StoreError> {
+    let text = format!("SELECT {} FROM {} {rest}", R::COLUMNS, R::TABLE);
+    let mut statement = connection.prepare_cached(&text).map_err(sql)?;
+    let mut rows = statement.query(parameters).map_err(sql)?;
+    let mut records = Vec::new();
+    while let Some(row) = rows.next().map_err(sql)? {
+        records.push(R::checked(row, integrity)?);
+    }
+    Ok(records)
+}
+
+impl Store for SqliteStore {
+    fn commit(&self, unit: Vec<Op>) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let closed = || StoreError::Unavailable("the store is closed".to_owned());
+            let (done, answer) = oneshot::channel();
+            let jobs = self.jobs.as_ref().ok_or_else(closed)?;
+            jobs.send(Job { unit, done }).await.map_err(|_| closed())?;
+            answer.await.map_err(|_| closed())?
+        })
+    }
+
+    fn keep_head(&self, head: HeadCell) {
+        *self.head.lock().unwrap_or_else(PoisonError::into_inner) = head;
+    }
+
+    fn opened_with_head(&self) -> Option<Head> {
+        self.opened_with.clone()
+    }
+
+    fn kv(&self, path: KvPath, version: Option<u64>) -> Answer<'_, Option<KvRow>> {
+        match version.map(integer) {
+            None => self.first(
+                "WHERE path = ?1 ORDER BY version DESC LIMIT 1",
+                (String::from(path),),
+            ),
+            Some(Ok(version)) => self.first(
+                "WHERE path = ?1 AND version = ?2",
+                (String::from(path), version),
+            ),
+            Some(Err(_)) => Box::pin(async { Ok(None) }),
+        }
+    }
+
+    fn kv_history(&self, path: KvPath) -> Answer<'_, Vec<KvSummary>> {
+        let rows = self.some::<KvRow>("WHERE path = ?1 ORDER BY version", (String::from(path),));
+        Box::pin(async { Ok(rows.await?.into_iter().map(KvSummary::from).collect()) })
+    }
+
+    fn kv_list(&self) -> Answer<'_, Vec<KvSummary>> {
+        let rows = self.some::<KvRow>(
+            "AS row WHERE version = (SELECT max(version) FROM kv WHERE path = row.path) \
+             ORDER BY path",
+            (),
+        );
+        Box::pin(async { Ok(rows.await?.into_iter().map(KvSummary::from).collect()) })
+    }
+
+    fn lease(&self, id: LeaseId) -> Answer<'_, Option<Lease>> {
+        self.first("WHERE id = ?1", (id.to_string(),))
+    }
+
+    fn lease_of(
+        &self,
+        workload: WorkloadKey,
+        credential: CredentialName,
+    ) -> Answer<'_, Option<Lease>> {
+        self.first(
+            "WHERE workload = ?1 AND credential = ?2",
+            (workload.to_string(), String::from(credential)),
+        )
+    }
+
+    fn leases_of(&self, workload: WorkloadKey) -> Answer<'_, Vec<Lease>> {
+        self.some(
+            "WHERE workload = ?1 ORDER BY credential",
+            (workload.to_string(),),
+        )
+    }
+
+    fn leases_on(&self, credential: CredentialName) -> Answer<'_, Vec<Lease>> {
+        self.some("WHERE credential = ?1", (String::from(credential),))
+    }
+
+    fn leases_expiring(&self, until: u64, most: u32) -> Answer<'_, Vec<Lease>> {
+        let until = i64::try_from(until).unwrap_or(i64::MAX);
+        self.some(
+            "WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2",
+            (until, most),
+        )
+    }
+
+    fn leases(&self, after: Option<LeaseId>, most: u32) -> Answer<'_, Vec<Lease>> {
+        // Every id comes after the empty text.
+        let after = after.map_or_else(String::new, |id| id.to_string());
+        self.some("WHERE id > ?1 ORDER BY id LIMIT ?2", (after, most))
+    }
+
+    fn lease_counts(&self) -> Answer<'_, BTreeMap<CredentialName, u64>> {
+        self.read(|connection, _| {
+            let mut statement = connection
+                .prepare_cached("SELECT credential, count(*) FROM leases GROUP BY credential")
+                .map_err(sql)?;
+            let mut rows = statement.query(()).map_err(sql)?;
+            let mut counts = BTreeMap::new();
+            while let Some(row) = rows.next().map_err(sql)? {
+                let name: String = row.get(0).map_err(sql)?;
+                let name = name
+                    .parse()
+                    .map_err(|error| StoreError::Damaged(format!("a lease: {error}")))?;
+                counts.insert(name, number(row, 1)?);
+            }
+            Ok(counts)
+        })
+    }
+
+    fn workload(&self, key: WorkloadKey) -> Answer<'_, Option<Workload>> {
+        self.first("WHERE key = ?1", (key.to_string(),))
+    }
+
+    fn workloads(&self, node: Option<String>) -> Answer<'_, Vec<Workload>> {
+        match node {
+            Some(node) => self.some("WHERE node = ?1 ORDER BY key", (node,)),
+            None => self.some("ORDER BY key", ()),
+        }
+    }
+
+    fn configuration(&self) -> Answer<'_, Option<Configuration>> {
+        self.first("", ())
+    }
+
+    fn meta(&self, key: &'static str) -> Answer<'_, Option<Vec<u8>>> {
+        let entry = self.first::<Meta>("WHERE key = ?1", (key,));
+        Box::pin(async { Ok(entry.await?.map(|meta| meta.value)) })
+    }
+}
+
+fn prepare_directory(dir: &Path) -> Result<(), OpenError> {
+    let file = |error| OpenError::File {
+        path: dir.to_owned(),
+        error,
+    };
+    match DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(file(error)),
+        _ => {}
+    }
+    let metadata = std::fs::metadata(dir).map_err(file)?;
+    let directory = |expected, found| OpenError::Directory {
+        path: dir.to_owned(),
+        expected,
+        found,
+    };
+    let uid = nix::unistd::geteuid().as_raw();
+    if !metadata.is_dir() || metadata.uid() != uid {
+        return Err(directory(
+            "a directory that belongs to the broker's user",
+            format!("owner {}, broker {uid}", metadata.uid()),
+        ));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        // A volume's root or systemd's default is 0755, and there is nothing of ours in it yet that
+        // somebody could have opened, or it would be 0700.
+        if dir.join("store.db").exists() {
+            return Err(directory(
+                "mode 0700, as the broker left it (chmod 700, and find out who changed it)",
+                format!("mode {:04o}", metadata.mode() & 0o7777),
+            ));
+        }
+        std::fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(file)?;
+    }
+    Ok(())
+}
+
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join("lock");
+    let file = |error| OpenError::File {
+        path: path.clone(),
+        error,
+    };
+    let lock = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(&path)
+        .map_err(file)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse(dir.to_owned())),
+        Err(std::fs::TryLockError::Error(error)) => Err(file(error)),
+    }
+}
+
+/// SQLite gives its other files the mode of this one, so it must be right before SQLite opens it.
+fn prepare_file(path: &Path) -> Result<(), OpenError> {
+    let file = |error| OpenError::File {
+        path: path.to_owned(),
+        error,
+    };
+    let made = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(file)?;
+    made.set_permissions(Permissions::from_mode(0o600))
+        .map_err(file)
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(path, flags).map_err(sql)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection
+        .execute_batch(
+            "PRAGMA busy_timeout = 5000; PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; \
+             PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; PRAGMA mmap_size = 0;",
+        )
+        .map_err(sql)?;
+    Ok(connection)
+}
+
+/// The root keys of the store; new ones for a new store.
+fn root_keys(
+    connection: &Connection,
+    unsealer: &dyn Unsealer,
+    path: &Path,
+) -> Result<RootKeys, OpenError> {
+    let store = |error| OpenError::Store {
+        path: path.to_owned(),
+        error: sql(error),
+    };
+    let wrapped: Option<Vec<u8>> = connection
+        .query_row("SELECT root_keys FROM broker", (), |row| row.get(0))
+        .map_err(store)?;
+    if let Some(wrapped) = wrapped {
+        let exported = unsealer.unwrap_keys(&wrapped)?;
+        return Ok(RootKeys::import(&exported).map_err(UnsealError::from)?);
+    }
+    let keys = RootKeys::generate().map_err(UnsealError::from)?;
+    let wrapped = unsealer.wrap(&keys.export(), true)?;
+    connection
+        .execute("UPDATE broker SET root_keys = ?1", (wrapped,))
+        .map_err(store)?;
+    Ok(keys)
+}
+
+/// Checks the file, every row, and their sum.
+fn check(
+    connection: &Connection,
+    integrity: &Integrity,
+) -> Result<(super::integrity::Sum, u64, Option<Head>), StoreError> {
+    let state: String = connection
+        .query_row("PRAGMA integrity_check(1)", (), |row| row.get(0))
+        .map_err(sql)?;
+    if state != "ok" {
+        return Err(StoreError::Damaged(state));
+    }
+    let found = sum_of_all(connection, integrity)?;
+    let (generation, stamp) = read_stamp(connection)?;
+    let Some(stamp) = stamp else {
+        if generation != 0 || found != super::integrity::Sum::default() {
+            return Err(StoreError::Damaged("its stamp is missing".to_owned()));
+        }
+        let stamp = integrity.stamp(0, &found, &Head::default())?;
+        write_stamp(connection, 0, &stamp)?;
+        return Ok((found, 0, None));
+    };
+    let (expected, head) = integrity.open_stamp(generation, &stamp)?;
+    if found != expected {
+        return Err(StoreError::Damaged(
+            "rows were added, removed, or put back from an older copy".to_owned(),
+        ));
+    }
+    Ok((found, generation, Some(head)))
+}
