@@ -3,6 +3,8 @@
 //! It hardens the process, waits for the first bundle of secrets, and starts the application:
 //! in its own place if nothing needs supervising, else as a child beside the sidecar.
 
+#![cfg_attr(not(test), no_main)]
+
 mod app;
 mod args;
 mod bundle;
@@ -13,25 +15,28 @@ mod signals;
 mod supervise;
 
 use std::io::Write;
-use std::process::ExitCode;
 
 use crate::args::Request;
 use crate::exit::Failure;
 
-fn main() -> ExitCode {
+#[cfg(not(test))]
+mayfly_kernel::entry!(run);
+
+#[cfg_attr(
+    test,
+    allow(dead_code, reason = "the tests have an entry of their own")
+)]
+fn run() -> u8 {
     let result = match args::parse(lexopt::Parser::from_env()) {
         Ok(Request::Help) => print(args::HELP),
         Ok(Request::Version) => print(concat!("mayfly-shim ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Request::Run(run)) => supervise::run(&run),
         Err(error) => Err(Failure::new(exit::USAGE, format!("{error}; see --help"))),
     };
-    match result {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            say(&failure.message);
-            ExitCode::from(failure.code)
-        }
-    }
+    result.unwrap_or_else(|failure| {
+        say(&failure.message);
+        failure.code
+    })
 }
 
 fn print(text: &str) -> Result<u8, Failure> {
