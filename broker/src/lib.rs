@@ -3,6 +3,8 @@
 pub mod audit;
 pub mod clock;
 pub mod engine;
+pub mod oidc;
+pub mod pki;
 pub mod policy;
 pub mod seal;
 pub mod store;
