@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::command::{audit, kv, node, plan, view};
+use crate::dev;
 use crate::failure::EXIT_STATUSES;
 use crate::output::Format;
 use clap::{Parser, Subcommand};
@@ -78,6 +79,9 @@ pub enum Command {
         #[command(subcommand)]
         command: node::Command,
     },
+    /// A throwaway broker, and containers to try it with, on this machine
+    #[command(after_help = dev::HELP)]
+    Dev(dev::DevArgs),
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod command;
 mod config;
+mod dev;
 mod failure;
 mod output;
 mod when;
@@ -17,8 +18,11 @@ static HEAP: mayfly_kernel::alloc::Zeroing = mayfly_kernel::alloc::Zeroing::new(
 
 fn main() -> ExitCode {
     let args = args::Args::parse();
-    let socket = std::env::var_os("MAYFLY_ADMIN_SOCKET").map(Into::into);
-    match command::run(args, socket) {
+    let environment = command::Environment {
+        socket: std::env::var_os("MAYFLY_ADMIN_SOCKET").map(Into::into),
+        path: std::env::var_os("PATH").unwrap_or_default(),
+    };
+    match command::run(args, environment) {
         Ok(code) => code,
         Err(failure @ failure::Failure::OutputClosed) => failure.exit_code(),
         Err(failure) => {

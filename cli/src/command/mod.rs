@@ -10,19 +10,34 @@ pub mod view;
 
 use crate::args::{Args, Command};
 use crate::client::Client;
+use crate::dev::{self, programs::Programs};
 use crate::failure::Failure;
 use crate::output::Out;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Runs the command. `default_socket` is what the environment says, if it says anything.
-pub fn run(args: Args, default_socket: Option<PathBuf>) -> Result<ExitCode, Failure> {
+/// What the process environment says. It is read in `main` alone.
+pub struct Environment {
+    /// `MAYFLY_ADMIN_SOCKET`
+    pub socket: Option<PathBuf>,
+    /// `PATH`
+    pub path: OsString,
+}
+
+/// Runs the command.
+pub fn run(args: Args, environment: Environment) -> Result<ExitCode, Failure> {
     let out = Out {
         format: args.output,
     };
+    // `dev run` makes a pid namespace, after which this process can start no thread and one child
+    // only: it does its own waiting.
+    if let Command::Dev(dev) = args.command {
+        return dev::run(dev, out, &Programs::new(environment.path));
+    }
     let socket = args
         .socket
-        .or(default_socket)
+        .or(environment.socket)
         .unwrap_or_else(|| mayfly_wire::admin::SOCKET.into());
     let client = Client::new(socket);
     block_on(async {
@@ -37,6 +52,7 @@ pub fn run(args: Args, default_socket: Option<PathBuf>) -> Result<ExitCode, Fail
             Command::Leases(args) => view::leases(&client, out, &args).await,
             Command::Audit { command } => audit::run(&client, out, command).await,
             Command::Node { command } => node::run(&client, out, command).await,
+            Command::Dev(_) => Ok(()),
         }
     })?;
     Ok(ExitCode::SUCCESS)

@@ -58,27 +58,30 @@ pub fn parse_source(text: &str) -> Result<PathBuf, String> {
 /// Reads one value. `None` and `-` are standard input.
 pub fn read(source: Option<&Path>, trim: bool) -> Result<Secret, Failure> {
     let source = source.filter(|path| *path != Path::new("-"));
+    let name = source.map_or_else(
+        || "standard input".to_owned(),
+        |path| path.display().to_string(),
+    );
     let bytes = match source {
         Some(path) => {
             let doing = || Failure::doing(format!("cannot read {}", path.display()));
-            limited(
-                &mut File::open(path).map_err(doing())?,
-                &path.display().to_string(),
-            )?
+            limited(&mut File::open(path).map_err(doing())?, &name)?
         }
         None if io::stdin().is_terminal() => return without_echo(),
-        None => limited(&mut io::stdin().lock(), "standard input")?,
+        None => limited(&mut io::stdin().lock(), &name)?,
     };
-    Ok(Secret::from(without_line_feed(bytes, trim)))
+    Ok(Secret::from(without_line_feed(bytes, trim, &name)))
 }
 
 /// A value that ends in a line feed is seldom meant to, but a file is a file: say so.
-fn without_line_feed(mut bytes: Vec<u8>, trim: bool) -> Vec<u8> {
+fn without_line_feed(mut bytes: Vec<u8>, trim: bool, name: &str) -> Vec<u8> {
     if bytes.ends_with(b"\n") {
         if trim {
             bytes.pop();
         } else {
-            note("mayfly: note: the value ends in a line feed, which is kept (--trim drops it)");
+            note(&format!(
+                "mayfly: note: {name} ends in a line feed, which is kept as part of the value"
+            ));
         }
     }
     bytes
@@ -175,7 +178,7 @@ mod tests {
         let mut endless = io::repeat(b'x');
         assert!(limited(&mut endless, "x").is_err());
         assert_eq!(limited(&mut &b"abc\n"[..], "x").unwrap(), b"abc\n");
-        assert_eq!(without_line_feed(b"abc\n".to_vec(), true), b"abc");
-        assert_eq!(without_line_feed(b"abc\n".to_vec(), false), b"abc\n");
+        assert_eq!(without_line_feed(b"abc\n".to_vec(), true, "x"), b"abc");
+        assert_eq!(without_line_feed(b"abc\n".to_vec(), false, "x"), b"abc\n");
     }
 }
