@@ -30,6 +30,14 @@ pub struct Sidecar {
     failures: u32,
 }
 
+/// What a death of the sidecar means.
+pub enum Death {
+    /// Starting it again may mend it; this says what happened.
+    Unexpected(String),
+    /// Its configuration is wrong, which starting it again does not mend.
+    Refused(Failure),
+}
+
 enum State {
     Running {
         pid: i32,
@@ -106,34 +114,30 @@ impl Sidecar {
         }
     }
 
-    /// Notes the death of a child, if it was this one.
-    ///
-    /// # Errors
-    ///
-    /// It ended because of its configuration, which starting it again does not mend. It is due
-    /// again all the same.
-    pub fn buried(&mut self, dead: i32, status: ExitStatus, now: Instant) -> Result<(), Failure> {
+    /// Notes the death of a child, if it was this one: it is due again, unless it is finished.
+    pub fn buried(&mut self, dead: i32, status: ExitStatus, now: Instant) -> Option<Death> {
         let State::Running { pid, since } = self.state else {
-            return Ok(());
+            return None;
         };
         if pid != dead {
-            return Ok(());
+            return None;
         }
         if status.success() && self.arguments.iter().any(|argument| argument == "--once") {
             self.state = State::Finished;
-            return Ok(());
+            return None;
         }
         if now.saturating_duration_since(since) >= WELL_AFTER {
             self.failures = 0;
         }
         self.retry_later(now);
-        match code_of(status) {
-            code @ (USAGE | CONFIGURATION) => Err(Failure::new(
+        let code = code_of(status);
+        Some(match code {
+            USAGE | CONFIGURATION => Death::Refused(Failure::new(
                 code,
-                format!("the sidecar refused its set-up (exit status {code}); see what it said"),
+                format!("the sidecar refused its set-up ({status}); see what it said"),
             )),
-            _ => Ok(()),
-        }
+            _ => Death::Unexpected(format!("the sidecar ended ({status}) and is started again")),
+        })
     }
 
     fn retry_later(&mut self, now: Instant) {
@@ -202,9 +206,13 @@ mod tests {
         let now = Instant::now();
         for status in [exit(0), exit(1), ExitStatus::from_raw(9)] {
             let mut sidecar = running(&[], now);
-            sidecar.buried(8, status, now).unwrap();
-            assert!(sidecar.is_running(), "another child's death");
-            sidecar.buried(7, status, now).unwrap();
+            assert!(
+                sidecar.buried(8, status, now).is_none(),
+                "another child's death"
+            );
+            assert!(sidecar.is_running());
+            let death = sidecar.buried(7, status, now);
+            assert!(matches!(death, Some(Death::Unexpected(_))));
             assert!(sidecar.due_in(now).is_some());
             assert_eq!(sidecar.failures, 4);
         }
@@ -215,7 +223,7 @@ mod tests {
         let since = Instant::now();
         let mut sidecar = running(&[], since);
         let now = since + WELL_AFTER;
-        sidecar.buried(7, exit(1), now).unwrap();
+        sidecar.buried(7, exit(1), now);
         assert_eq!(sidecar.failures, 1);
         assert!(sidecar.due_in(now).unwrap() <= FIRST_DELAY);
     }
@@ -224,10 +232,10 @@ mod tests {
     fn once_is_once() {
         let now = Instant::now();
         let mut sidecar = running(&["--once"], now);
-        sidecar.buried(7, exit(0), now).unwrap();
+        assert!(sidecar.buried(7, exit(0), now).is_none());
         assert!(sidecar.due_in(now).is_none() && !sidecar.is_running());
         let mut sidecar = running(&["--once"], now);
-        sidecar.buried(7, exit(1), now).unwrap();
+        assert!(sidecar.buried(7, exit(1), now).is_some());
         assert!(sidecar.due_in(now).is_some());
     }
 
@@ -235,7 +243,9 @@ mod tests {
     fn a_refused_set_up_is_told() {
         let now = Instant::now();
         for code in [64, 78] {
-            let failure = running(&[], now).buried(7, exit(code), now).unwrap_err();
+            let Some(Death::Refused(failure)) = running(&[], now).buried(7, exit(code), now) else {
+                panic!("{code} is not a refusal");
+            };
             assert_eq!(i32::from(failure.code), code);
         }
     }

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use crate::args::Run;
 use crate::bundle::{Missing, Watch, missing, withdraw};
 use crate::exit::{Failure, OS_ERROR, UNAVAILABLE, by_signal, code_of};
-use crate::sidecar::Sidecar;
+use crate::sidecar::{Death, Sidecar};
 use crate::signals::{Fate, Signals, ends};
 use crate::{app, harden, say};
 
@@ -93,7 +93,11 @@ impl Shim<'_> {
                 .map_err(lost)?;
             while let Some(number) = self.signals.next_number().map_err(lost)? {
                 if number == libc::SIGCHLD {
-                    self.bury(None).1?;
+                    match self.bury(None).1 {
+                        Some(Death::Refused(failure)) => return Err(failure),
+                        Some(Death::Unexpected(what)) => say(&what),
+                        None => {}
+                    }
                 } else if ends(number) {
                     return Ok(Some(number));
                 }
@@ -127,8 +131,10 @@ impl Shim<'_> {
                             return Ok(code);
                         }
                         // The application lives and needs its secrets: go on trying, and say so.
-                        if let Err(failure) = sidecar {
-                            say(&failure.message);
+                        match sidecar {
+                            Some(Death::Refused(failure)) => say(&failure.message),
+                            Some(Death::Unexpected(what)) => say(&what),
+                            None => {}
                         }
                     }
                     // It may have ended meanwhile; its number is not reused before it is reaped.
@@ -140,18 +146,18 @@ impl Shim<'_> {
         }
     }
 
-    /// Reaps all that is dead: the application, whose exit code it returns, the sidecar, which may
-    /// have refused its set-up, and orphans that came to us as PID 1.
-    fn bury(&mut self, app: Option<i32>) -> (Option<u8>, Result<(), Failure>) {
-        let (mut code, mut refused) = (None, Ok(()));
+    /// Reaps all that is dead: the application, whose exit code it returns, the sidecar, and
+    /// orphans that came to us as PID 1.
+    fn bury(&mut self, app: Option<i32>) -> (Option<u8>, Option<Death>) {
+        let (mut code, mut death) = (None, None);
         while let Some((pid, status)) = reap() {
             if Some(pid) == app {
                 code = Some(code_of(status));
             } else if let Some(sidecar) = &mut self.sidecar {
-                refused = refused.and(sidecar.buried(pid, status, Instant::now()));
+                death = sidecar.buried(pid, status, Instant::now()).or(death);
             }
         }
-        (code, refused)
+        (code, death)
     }
 
     /// Lets the sidecar wipe its files, for as long as `--grace` says.
@@ -165,7 +171,7 @@ impl Shim<'_> {
             let left = deadline.saturating_duration_since(Instant::now());
             let waited = self.signals.wait(None, Some(left));
             while let Ok(Some(_)) = self.signals.next() {}
-            // What it says of its set-up is of no use any more.
+            // How it ended is of no use any more.
             let _ = self.bury(None);
             if left.is_zero() || waited.is_err() {
                 break;

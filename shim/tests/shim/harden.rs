@@ -42,10 +42,7 @@ fn the_application_is_hardened_with_and_without_a_sidecar() {
     let place = Place::with_bundle(&[]);
     let sidecar = place.script(
         "sidecar",
-        &format!(
-            "mkdir $DIR/..2; ln -sfn ..2 $DIR/..data; ({LOOK}) > $PLACE/look.new; \
-                  mv $PLACE/look.new $PLACE/look; exec sleep 60"
-        ),
+        "mkdir $DIR/..2; ln -sfn ..2 $DIR/..data; exec sleep 60",
     );
     for options in [String::new(), format!("--sidecar --sidecar-path {sidecar}")] {
         // A descriptor that whoever starts the shim left open.
@@ -60,9 +57,6 @@ fn the_application_is_hardened_with_and_without_a_sidecar() {
         let report = text(&output.stdout);
         assert_hardened(&report);
         assert_eq!(descriptors(&report), [0, 1, 2]);
-        if !options.is_empty() {
-            assert!(place.path("look").exists() || output.status.success());
-        }
     }
 }
 

@@ -38,7 +38,7 @@ fn orphans_are_reaped() {
     let app = place.script(
         "app",
         "for i in 1 2 3 4 5; do (sh -c 'sleep 0.05' &); done; sleep 0.3\n\
-         echo pid $$ of $PPID; grep -l '^State:.Z' /proc/[0-9]*/status; exit 5",
+         echo pid $$ of $PPID; grep -l '^State:.Z' /proc/[0-9]*/status | xargs -r grep -l '^PPid:.1$'; exit 5",
     );
     let options = ["--sidecar", "--sidecar-path", &sidecar, "--", &app];
     let output = end_of(first(&place, &options).spawn().unwrap());

@@ -78,6 +78,9 @@ fn one_that_never_publishes_runs_out_of_time() {
     assert_eq!(output.status.code(), Some(69));
     let tries = log(&place).lines().count();
     assert!((2..50).contains(&tries), "it backs off: {tries}");
+    let said = text(&output.stderr);
+    let ended = said.matches("the sidecar ended (exit status: 1) and is started again");
+    assert!(ended.count().abs_diff(tries) <= 1, "{said}");
 }
 
 #[test]
