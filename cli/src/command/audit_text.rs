@@ -21,6 +21,13 @@ pub fn line(line: &str) -> String {
 fn told(event: &Event) -> (&'static str, String) {
     match event {
         Event::Started { version } => ("started", format!("broker {version}")),
+        Event::Repaired {
+            dropped_bytes,
+            detail,
+        } => (
+            "repaired",
+            format!("{} dropped: {detail}", count(*dropped_bytes, "byte")),
+        ),
         Event::Issued {
             who,
             credential,

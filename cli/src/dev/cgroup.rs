@@ -2,7 +2,10 @@
 //! (hybrid machines have both).
 
 use crate::failure::Failure;
+use mayfly_kernel::mountinfo;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,7 +28,7 @@ pub struct Cgroup {
 impl Cgroup {
     /// Makes them.
     pub fn make(name: &str, limits: &Limits) -> Result<Self, Failure> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo")
+        let mounts = fs::read("/proc/self/mountinfo")
             .map_err(Failure::doing("cannot read /proc/self/mountinfo"))?;
         let mut cgroup = Self { dirs: Vec::new() };
         for root in hierarchies(&mounts) {
@@ -104,24 +107,17 @@ fn limit(dir: &Path, limits: &Limits) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Mount points of v2 and of v1's pids and memory, from mountinfo (proc(5)).
-fn hierarchies(mountinfo: &str) -> Vec<PathBuf> {
+/// Mount points of v2 and of v1's pids and memory, from mountinfo.
+fn hierarchies(mountinfo: &[u8]) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for line in mountinfo.lines() {
-        let Some((before, after)) = line.split_once(" - ") else {
-            continue;
-        };
-        let (Some(point), mut after) = (before.split(' ').nth(4), after.split(' ')) else {
-            continue;
-        };
-        let (kind, options) = (after.next(), after.nth(1).unwrap_or_default());
-        let controls = |name: &str| options.split(',').any(|option| option == name);
-        let wanted = match kind {
-            Some("cgroup2") => true,
-            Some("cgroup") => controls("pids") || controls("memory"),
+    for mount in mountinfo::mounts(mountinfo).flatten() {
+        let mut options = mount.filesystem_options.split(|byte| *byte == b',');
+        let wanted = match mount.filesystem {
+            b"cgroup2" => true,
+            b"cgroup" => options.any(|option| option == b"pids" || option == b"memory"),
             _ => false,
         };
-        let point = PathBuf::from(point);
+        let point = Path::new(OsStr::from_bytes(&mount.point)).to_owned();
         if wanted && !found.contains(&point) {
             found.push(point);
         }
@@ -135,7 +131,7 @@ mod tests {
 
     #[test]
     fn hierarchies_are_found_on_hybrid_and_on_pure_v2() {
-        let hybrid = "\
+        let hybrid = b"\
 30 20 0:25 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
 31 30 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu
 32 30 0:27 / /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory
@@ -144,8 +140,8 @@ mod tests {
         let names =
             ["memory", "pids", "unified"].map(|name| Path::new("/sys/fs/cgroup").join(name));
         assert_eq!(hierarchies(hybrid), names);
-        let pure = "31 30 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate";
+        let pure = b"31 30 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate";
         assert_eq!(hierarchies(pure), [Path::new("/sys/fs/cgroup")]);
-        assert!(hierarchies("garbage\n1 2 - cgroup2").is_empty());
+        assert!(hierarchies(b"garbage\n1 2 - cgroup2").is_empty());
     }
 }
