@@ -1,0 +1,286 @@
+//! The requests of the workload API, each from a caller that is attested anew.
+
+use super::answer::{self, Answer};
+use super::once;
+use super::relay::Relay;
+use super::stream::{Caller, CheckedStream};
+use crate::attest::Attested;
+use crate::config::Limits;
+use crate::death::DeathTarget;
+use crate::served::{Served, Stay};
+use crate::upstream::Upstream;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderMap, UPGRADE};
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use mayfly_wire::link::SessionRequest;
+use mayfly_wire::session::{
+    CREDENTIALS_PATH, Hello, MAX_WANTED, NONCE_HEADER, PROTOCOL, SESSION_PATH,
+    UPGRADE as PROTOCOL_NAME,
+};
+use mayfly_wire::{Assurance, Code, CredentialName, Evidence, FieldName, WorkloadKey};
+use serde::Serialize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+/// Path of the question "who am I".
+const WHOAMI_PATH: &str = "/v1/whoami";
+/// Most bytes of a request's body: a [`Hello`] with [`MAX_WANTED`] names of the greatest length.
+const MAX_BODY: usize = 32 * 1024;
+
+/// What all connections share.
+pub(super) struct Shared {
+    pub(super) upstream: Arc<dyn Upstream>,
+    pub(super) served: Arc<Served>,
+    pub(super) limits: Limits,
+    /// Becomes true when the node stops.
+    pub(super) stopping: watch::Receiver<bool>,
+    /// Each connection and session holds a clone; when all are gone, the node has drained.
+    pub(super) open: mpsc::Sender<()>,
+}
+
+/// One connection.
+pub(super) struct Connection {
+    pub(super) shared: Arc<Shared>,
+    pub(super) caller: Arc<Caller>,
+    pub(super) requests: AtomicUsize,
+}
+
+/// An answer that is not the one hoped for.
+type Refused = Box<Answer>;
+
+fn refused(refusal: impl Into<mayfly_wire::Refusal>) -> Refused {
+    Box::new(answer::refusal(refusal.into()))
+}
+
+/// What a caller may know about itself.
+#[derive(Serialize)]
+struct WhoAmI {
+    workload: WorkloadKey,
+    id: String,
+    name: String,
+    assurance: Assurance,
+}
+
+impl Connection {
+    /// Answers one request.
+    pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+        let count = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        let answer = match self.route(request).await {
+            Ok(answer) => answer,
+            Err(refused) => *refused,
+        };
+        if count >= self.shared.limits.requests_per_connection {
+            answer::closing(answer)
+        } else {
+            answer
+        }
+    }
+
+    async fn route(self: &Arc<Self>, request: Request<Incoming>) -> Result<Answer, Refused> {
+        let path = request.uri().path().to_owned();
+        let is_get = request.method() == Method::GET;
+        if path == SESSION_PATH {
+            if request.method() != Method::POST {
+                return Ok(answer::wrong_method("POST"));
+            }
+            return self.session(request).await;
+        }
+        let credential = path.strip_prefix(CREDENTIALS_PATH);
+        if path != WHOAMI_PATH
+            && !credential.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        {
+            return Err(refused(Code::NotFound));
+        }
+        if !is_get {
+            return Ok(answer::wrong_method("GET"));
+        }
+        let headers = request.headers();
+        match credential {
+            None => {
+                let evidence = self.attest(headers).await?.0;
+                Ok(answer::json(&WhoAmI {
+                    id: evidence.workload.id(),
+                    name: evidence.display_name(),
+                    assurance: evidence.assurance,
+                    workload: evidence.workload,
+                }))
+            }
+            Some("") => {
+                let evidence = self.attest(headers).await?.0;
+                let granted = self.shared.upstream.granted(evidence).await;
+                Ok(answer::json(&granted.map_err(refused)?))
+            }
+            Some(rest) => self.credential(headers, rest).await,
+        }
+    }
+
+    /// Attests the caller. The workload is not yet watched.
+    async fn attest(&self, headers: &HeaderMap) -> Result<(Evidence, DeathTarget), Refused> {
+        self.challenge(headers)?;
+        match self.caller.attestor.attest(&self.caller.peer).await {
+            Ok(Attested { evidence, death }) => Ok((evidence, death)),
+            Err(error) => {
+                let code = error.code();
+                self.caller.not_attested(error);
+                Err(refused(code))
+            }
+        }
+    }
+
+    /// Attests the caller, and watches its workload from before its first lease.
+    async fn admit(&self, headers: &HeaderMap) -> Result<(Evidence, Stay), Refused> {
+        let (evidence, death) = self.attest(headers).await?;
+        let stay = self.shared.served.enter(evidence.workload.clone(), death);
+        Ok((evidence, stay))
+    }
+
+    /// On a kernel without SO_PEERPIDFD the caller must repeat a nonce, once for each connection.
+    fn challenge(&self, headers: &HeaderMap) -> Result<(), Refused> {
+        let peer = &self.caller.peer;
+        let Some(nonce) = peer.nonce().filter(|_| !peer.is_proven()) else {
+            return Ok(());
+        };
+        let given = headers
+            .get(NONCE_HEADER)
+            .and_then(|value| value.to_str().ok());
+        let Some(given) = given else {
+            return Err(Box::new(answer::nonce_required(nonce)));
+        };
+        self.caller.prove(given).map_err(|error| {
+            self.caller.not_attested(error);
+            refused(Code::NotAttested)
+        })
+    }
+
+    /// Whether a credential may still be released to the caller.
+    fn check_alive(&self, stay: &Stay) -> Result<(), Refused> {
+        if self.caller.peer.alive() && !stay.is_dead() {
+            return Ok(());
+        }
+        let detail = "the process that asked has exited".to_owned();
+        self.caller.refuse("peer_exited", detail);
+        Err(refused(Code::NotAttested))
+    }
+
+    /// `/NAME` or `/NAME/FIELD` behind the path of credentials.
+    async fn credential(&self, headers: &HeaderMap, rest: &str) -> Result<Answer, Refused> {
+        let mut parts = rest.split('/').skip(1);
+        let (name, field) = (parts.next().unwrap_or_default(), parts.next());
+        let name: CredentialName = name.parse().map_err(|_| refused(Code::NotFound))?;
+        let field: Option<FieldName> = match field.map(str::parse) {
+            None => None,
+            Some(Ok(field)) => Some(field),
+            Some(Err(_)) => return Err(refused(Code::NotFound)),
+        };
+        if parts.next().is_some() {
+            return Err(refused(Code::NotFound));
+        }
+        let (evidence, stay) = self.admit(headers).await?;
+        let fetched = once::fetch(&*self.shared.upstream, evidence, name);
+        let (opened, _session) = tokio::select! {
+            fetched = fetched => fetched.map_err(refused)?,
+            () = stay.death() => {
+                self.check_alive(&stay)?;
+                return Err(refused(Code::NotAttested));
+            }
+        };
+        let answer = match field {
+            None => answer::secret("application/json", opened.into_json()),
+            Some(field) => {
+                let value = opened
+                    .field(&field)
+                    .ok_or_else(|| refused(Code::NotFound))?;
+                answer::secret("application/octet-stream", value)
+            }
+        };
+        self.check_alive(&stay)?;
+        Ok(answer)
+    }
+
+    async fn session(self: &Arc<Self>, mut request: Request<Incoming>) -> Result<Answer, Refused> {
+        if !asks_for_session(request.headers()) {
+            return Err(refused(Code::BadRequest));
+        }
+        let upgrade = hyper::upgrade::on(&mut request);
+        let (head, body) = request.into_parts();
+        // The proof by nonce stands in the head, so it is checked against the message that brought
+        // that, before another one follows.
+        self.challenge(&head.headers)?;
+        let hello = self.hello(body).await?;
+        let (evidence, stay) = self.admit(&head.headers).await?;
+        let asked = self.shared.upstream.session(SessionRequest {
+            evidence,
+            hello,
+            once: false,
+        });
+        let session = tokio::select! {
+            session = asked => session.map_err(refused)?,
+            () = stay.death() => {
+                self.check_alive(&stay)?;
+                return Err(refused(Code::NotAttested));
+            }
+        };
+        let connection = Arc::clone(self);
+        tokio::spawn(async move {
+            let shared = &connection.shared;
+            let _open = shared.open.clone();
+            // It fails when the connection ends before the 101 is written.
+            let Ok(upgraded) = upgrade.await else { return };
+            let Ok(parts) = upgraded.downcast::<TokioIo<CheckedStream>>() else {
+                return;
+            };
+            let relay = Relay {
+                stream: parts.io.into_inner(),
+                caller: Arc::clone(&connection.caller),
+                stay,
+                session,
+                limits: shared.limits,
+                stopping: shared.stopping.clone(),
+            };
+            relay.run(&parts.read_buf).await;
+        });
+        Ok(answer::switching())
+    }
+
+    /// Reads the body within its limits of size and time.
+    async fn hello(&self, body: Incoming) -> Result<Hello, Refused> {
+        let body = Limited::new(body, MAX_BODY).collect();
+        let body = match timeout(self.shared.limits.body(), body).await {
+            Err(_) => {
+                let detail = "the body took too long to arrive".to_owned();
+                self.caller.refuse("too_slow", detail);
+                return Err(Box::new(answer::closing(answer::refusal(
+                    Code::TooSlow.into(),
+                ))));
+            }
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+                return Err(Box::new(answer::too_large()));
+            }
+            Ok(Err(_)) => return Err(refused(Code::BadRequest)),
+            Ok(Ok(body)) => body.to_bytes(),
+        };
+        let hello: Hello = serde_json::from_slice(&body).map_err(|_| refused(Code::BadRequest))?;
+        let wanted = hello.want.as_ref().map_or(0, Vec::len);
+        if hello.protocol != PROTOCOL || wanted > MAX_WANTED {
+            return Err(refused(Code::BadRequest));
+        }
+        Ok(hello)
+    }
+}
+
+/// `Connection: upgrade` and `Upgrade: mayfly-session` (RFC 9110 section 7.8).
+fn asks_for_session(headers: &HeaderMap) -> bool {
+    let names = |name, wanted: &str| {
+        headers.get_all(name).iter().any(|value| {
+            let value = value.to_str().unwrap_or_default();
+            value
+                .split(',')
+                .any(|part| part.trim().eq_ignore_ascii_case(wanted))
+        })
+    };
+    names(CONNECTION, "upgrade") && names(UPGRADE, PROTOCOL_NAME)
+}
