@@ -1,0 +1,334 @@
+//! Publishing, by kubelet's scheme:
+//!
+//! ```text
+//! DIR/NAME            -> ..data/NAME
+//! DIR/..data          -> ..gen-1f0c…      swapped by rename: one consistent set at any time
+//! DIR/..gen-1f0c…/NAME                    a credential of one value
+//! DIR/..gen-1f0c…/NAME/FIELD              a credential of several
+//! DIR/..gen-1f0c…/..expiry                `NAME MILLISECONDS` a line; holds nothing secret
+//! ```
+//!
+//! - A file that did not change is the same inode in the next generation.
+//! - A replaced generation stays readable for [`GRACE`], for a reader who has its directory open;
+//!   then it is overwritten and removed. What is withdrawn or has expired is overwritten at once,
+//!   in every generation: whoever reads it at that moment reads zeros.
+//! - Killed at any instant, the next start finds a complete set or none, and removes the rest.
+//! - What stands in the directory and is not ours is never followed, replaced or removed.
+
+pub mod dir;
+mod error;
+pub mod generation;
+mod place;
+pub mod tmpfs;
+pub mod wipe;
+
+pub use error::{PublishError, Trouble};
+pub use generation::Draft;
+
+use dir::{Dir, kind};
+use generation::{Generation, PREFIX};
+use mayfly_wire::CredentialName;
+use nix::sys::stat::SFlag;
+use place::{expect_generation, has_link, link_target, pointed};
+use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant};
+
+/// How long a replaced generation stays readable.
+pub const GRACE: Duration = Duration::from_secs(1);
+/// Most replaced generations that are kept; while there are so many, the next one waits.
+pub const MAX_RETIRED: usize = 64;
+/// The symlink to the current generation.
+pub const DATA: &str = "..data";
+const DATA_NEW: &str = "..data_tmp";
+
+/// Who can read what is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// 0400 or 0440.
+    pub mode: u32,
+    /// The files' owner, if not us.
+    pub uid: Option<u32>,
+    /// The files' group, if not ours.
+    pub gid: Option<u32>,
+}
+
+/// What [`Publisher::publish`] did.
+#[derive(Debug)]
+pub struct Published {
+    /// Whether readers see something new.
+    pub changed: bool,
+    /// What went wrong afterwards, when old files were removed.
+    pub trouble: Trouble,
+}
+
+/// What [`Publisher::tend`] did.
+#[derive(Debug, Default)]
+pub struct Tended {
+    /// What had reached its end, and is gone.
+    pub expired: Vec<CredentialName>,
+    /// What could not be removed as it should.
+    pub trouble: Trouble,
+}
+
+/// The publishing directory.
+pub struct Publisher {
+    dir: Dir,
+    access: Access,
+    current: Option<Generation>,
+    /// With the time at which each goes, which only grows from front to back.
+    retired: VecDeque<(Instant, Generation)>,
+}
+
+impl Publisher {
+    /// Takes the directory over: looks at all that stands in it first, then removes what an earlier
+    /// process left unfinished, and keeps its current generation. Also returns what could not be
+    /// removed.
+    ///
+    /// # Errors
+    /// [`PublishError::Foreign`] if one of our names is taken by what we did not make.
+    pub fn open(dir: Dir, access: Access) -> Result<(Self, Trouble), PublishError> {
+        let data = pointed(&dir, DATA)?;
+        let unfinished = pointed(&dir, DATA_NEW)?.is_some();
+        let list = |error| PublishError::io("list", "the publishing directory", error);
+        let mut names = dir.names().map_err(list)?;
+        names.retain(|name| name.starts_with(PREFIX));
+        for name in &names {
+            expect_generation(&dir, name)?;
+        }
+        let mut trouble = Trouble::default();
+        if unfinished {
+            trouble.note("remove", DATA_NEW, dir.unlink(DATA_NEW));
+        }
+        let mut current = None;
+        for name in names {
+            if Some(&name) == data.as_ref() {
+                let loaded = dir.child(&name);
+                let loaded = loaded.and_then(|child| Generation::load(child, name.clone()));
+                let loaded = loaded.map(|loaded| current = Some(loaded));
+                trouble.note("take over", &name, loaded);
+            } else {
+                trouble.note("overwrite", &name, wipe::remove(&dir, &name));
+            }
+        }
+        let publisher = Self {
+            dir,
+            access,
+            current,
+            retired: VecDeque::new(),
+        };
+        if let Some(current) = &publisher.current {
+            publisher.add_links(current)?;
+        }
+        publisher.drop_links(&mut trouble);
+        Ok((publisher, trouble))
+    }
+
+    /// The credentials that are published.
+    pub fn held(&self) -> impl Iterator<Item = &CredentialName> {
+        self.current.iter().flat_map(|now| now.expiries.keys())
+    }
+
+    /// Whether a replaced generation still has its grace.
+    #[must_use]
+    pub fn has_retired(&self) -> bool {
+        !self.retired.is_empty()
+    }
+
+    /// When there is room for the next generation; `None` if there is now.
+    #[must_use]
+    pub fn room(&self) -> Option<Instant> {
+        let (until, _) = self.retired.front()?;
+        (self.retired.len() >= MAX_RETIRED).then_some(*until)
+    }
+
+    /// Publishes what `fill` puts into the draft as the next generation. If that is what is
+    /// published already, only the ends are put on record, and readers see nothing happen.
+    ///
+    /// # Errors
+    /// What `fill` or publishing failed with. The last generation then stands as before.
+    pub fn publish<E: From<PublishError>>(
+        &mut self,
+        now: Instant,
+        fill: impl FnOnce(&mut Draft<'_>) -> Result<(), E>,
+    ) -> Result<Published, E> {
+        let mut draft = Draft::begin(&self.dir, self.access, self.current.as_ref())?;
+        let filled = fill(&mut draft).and_then(|()| Ok(draft.finish()?));
+        let next = draft.into_generation();
+        let outcome = filled.and_then(|changed| {
+            if changed {
+                self.show(&next)?;
+            } else {
+                self.renew(&next)?;
+            }
+            Ok(changed)
+        });
+        let mut trouble = Trouble::default();
+        if matches!(outcome, Ok(true)) {
+            if let Some(before) = self.current.replace(next) {
+                self.retire(now, before, &mut trouble);
+            }
+        } else {
+            trouble.note("overwrite", &next.name, wipe::remove(&self.dir, &next.name));
+        }
+        self.drop_links(&mut trouble);
+        outcome.map(|changed| Published { changed, trouble })
+    }
+
+    /// Makes readers see a complete generation.
+    fn show(&self, next: &Generation) -> Result<(), PublishError> {
+        pointed(&self.dir, DATA)?;
+        // The names come first: they lead nowhere until the swap, and then all lead to the new set.
+        self.add_links(next)?;
+        if pointed(&self.dir, DATA_NEW)?.is_some() {
+            let removed = self.dir.unlink(DATA_NEW);
+            removed.map_err(|error| PublishError::io("remove", DATA_NEW, error))?;
+        }
+        self.dir
+            .symlink(&next.name, DATA_NEW)
+            .and_then(|()| self.dir.rename(DATA_NEW, DATA))
+            .map_err(|error| PublishError::io("swap", DATA, error))
+    }
+
+    fn renew(&mut self, next: &Generation) -> Result<(), PublishError> {
+        if let Some(current) = &mut self.current
+            && current.expiries != next.expiries
+        {
+            current.record(next.expiries.clone())?;
+        }
+        self.add_links(next)
+    }
+
+    /// Keeps a replaced generation for its grace, but nothing in it that is no longer held.
+    fn retire(&mut self, now: Instant, before: Generation, trouble: &mut Trouble) {
+        let mut gone: Vec<_> = before.expiries.keys().cloned().collect();
+        gone.retain(|name| !self.held().any(|held| held == name));
+        self.retired.push_back((now + GRACE, before));
+        self.forget(&gone, trouble);
+    }
+
+    /// Removes credentials at once. Readers of the others see the next generation; if there is no
+    /// space for one, the files go from the current generation itself.
+    pub fn withdraw(&mut self, now: Instant, names: &[CredentialName]) -> Trouble {
+        let mut trouble = Trouble::default();
+        let mut kept = match &self.current {
+            Some(current) => current.expiries.clone(),
+            None => return trouble,
+        };
+        let held = kept.len();
+        kept.retain(|name, _| !names.contains(name));
+        if kept.len() == held {
+            return trouble;
+        }
+        let published = self.publish(now, |draft| {
+            let mut kept = kept.iter();
+            kept.try_for_each(|(name, end)| draft.keep(name, *end))
+        });
+        match published {
+            Ok(published) => trouble = published.trouble,
+            Err(error) => trouble.push(error),
+        }
+        self.forget(names, &mut trouble);
+        self.drop_links(&mut trouble);
+        trouble
+    }
+
+    fn forget(&mut self, names: &[CredentialName], trouble: &mut Trouble) {
+        let retired = self.retired.iter_mut().map(|(_, generation)| generation);
+        for generation in retired.chain(&mut self.current) {
+            for name in names {
+                trouble.note("overwrite", name.as_str(), generation.forget(name));
+            }
+        }
+    }
+
+    /// When [`Publisher::tend`] has something to do next. `wall` is the time in milliseconds since
+    /// the Unix epoch.
+    #[must_use]
+    pub fn due(&self, now: Instant, wall: u64) -> Option<Instant> {
+        let ends = self.current.iter().flat_map(|now| now.expiries.values());
+        let end = ends.min().map(|end| {
+            // Not further than an hour: the wall clock can be set meanwhile.
+            now + Duration::from_millis(end.saturating_sub(wall).min(3_600_000))
+        });
+        let retired = self.retired.front().map(|(until, _)| *until);
+        end.into_iter().chain(retired).min()
+    }
+
+    /// Removes what has expired, and the generations whose grace is over.
+    pub fn tend(&mut self, now: Instant, wall: u64) -> Tended {
+        let mut tended = Tended::default();
+        for (name, end) in self.current.iter().flat_map(|now| &now.expiries) {
+            if *end <= wall {
+                tended.expired.push(name.clone());
+            }
+        }
+        if !tended.expired.is_empty() {
+            tended.trouble = self.withdraw(now, &tended.expired);
+        }
+        while let Some((until, _)) = self.retired.front()
+            && *until <= now
+            && let Some((_, old)) = self.retired.pop_front()
+        {
+            let removed = wipe::remove(&self.dir, &old.name);
+            tended.trouble.note("overwrite", &old.name, removed);
+        }
+        tended
+    }
+
+    /// Overwrites and removes everything that was published.
+    pub fn wipe(mut self) -> Trouble {
+        let mut trouble = Trouble::default();
+        // `..data` first, so that nobody finds half a set behind it.
+        match pointed(&self.dir, DATA) {
+            Ok(Some(_)) => trouble.note("remove", DATA, self.dir.unlink(DATA)),
+            Ok(None) => {}
+            Err(error) => trouble.push(error),
+        }
+        let retired = self.retired.drain(..).map(|(_, generation)| generation);
+        for old in retired.chain(self.current.take()) {
+            trouble.note("overwrite", &old.name, wipe::remove(&self.dir, &old.name));
+        }
+        self.drop_links(&mut trouble);
+        trouble
+    }
+
+    /// Gives every credential of a generation its name in the directory.
+    fn add_links(&self, generation: &Generation) -> Result<(), PublishError> {
+        let mut missing = Vec::new();
+        for name in generation.expiries.keys() {
+            if !has_link(&self.dir, name.as_str())? {
+                missing.push(name.as_str());
+            }
+        }
+        for name in missing {
+            let made = self.dir.symlink(&link_target(name), name);
+            made.map_err(|error| PublishError::io("link", name, error))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the names that lead to nothing that is held.
+    fn drop_links(&self, trouble: &mut Trouble) {
+        let drop_one = |name: &str| -> io::Result<()> {
+            let held = self.held().any(|held| held.as_str() == name);
+            let is_link = |stat| kind(&stat) == SFlag::S_IFLNK;
+            if !held
+                && name.parse::<CredentialName>().is_ok()
+                && self.dir.look(name)?.is_some_and(is_link)
+                && self.dir.target(name)? == link_target(name)
+            {
+                self.dir.unlink(name)?;
+            }
+            Ok(())
+        };
+        match self.dir.names() {
+            Ok(names) => {
+                for name in names {
+                    trouble.note("remove", &name, drop_one(&name));
+                }
+            }
+            Err(error) => trouble.note("list", "the publishing directory", Err(error)),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Overwriting before unlinking: the kernel does not wipe the freed pages of a tmpfs, but zeros that
+//! are written in place stand in the very pages that held the secret.
+
+use super::dir::{Dir, kind};
+use nix::errno::Errno;
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+/// How deep a generation can be: itself, and the directory of a credential with fields. Anything
+/// deeper was not made by us.
+const DEPTH: u32 = 4;
+
+/// Removes a name from a directory: files are overwritten with zeros first if this is their last
+/// name, directories are emptied so first, and symlinks are never followed.
+///
+/// Goes on after a failure, so that one file that cannot be overwritten does not keep the others.
+///
+/// # Errors
+/// The first failure. A file that cannot be overwritten is unlinked all the same.
+pub fn remove(dir: &Dir, name: &str) -> io::Result<()> {
+    remove_to_depth(dir, name, DEPTH)
+}
+
+fn remove_to_depth(dir: &Dir, name: &str, depth: u32) -> io::Result<()> {
+    let Some(stat) = dir.look(name)? else {
+        return Ok(());
+    };
+    match kind(&stat) {
+        SFlag::S_IFDIR => {
+            let Some(depth) = depth.checked_sub(1) else {
+                return Err(Errno::ELOOP.into());
+            };
+            let child = dir.child(name)?;
+            let mut outcome = Ok(());
+            for inner in child.names()? {
+                outcome = outcome.and(remove_to_depth(&child, &inner, depth));
+            }
+            outcome.and(dir.remove(name))
+        }
+        SFlag::S_IFREG => {
+            let overwritten = overwrite(dir, name, &stat);
+            let unlinked = dir.unlink(name);
+            overwritten.and(unlinked)
+        }
+        _ => dir.unlink(name),
+    }
+}
+
+/// Writes zeros over the whole content, in place. Truncating first would free the pages as they are.
+fn overwrite(dir: &Dir, name: &str, seen: &FileStat) -> io::Result<()> {
+    // Another generation, whose file did not change, still needs it.
+    if seen.st_nlink > 1 || seen.st_size == 0 {
+        return Ok(());
+    }
+    let file = open_to_overwrite(dir, name)?;
+    let stat = fstat(&file)?;
+    if kind(&stat) != SFlag::S_IFREG || stat.st_nlink > 1 {
+        return Ok(());
+    }
+    let zeros = [0; 4096];
+    let length = u64::try_from(stat.st_size).unwrap_or(0);
+    let mut at = 0;
+    while at < length {
+        let left = usize::try_from(length - at).unwrap_or(usize::MAX);
+        let part = zeros.get(..left).unwrap_or(&zeros);
+        match file.write_at(part, at)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => at += written as u64,
+        }
+    }
+    Ok(())
+}
+
+fn open_to_overwrite(dir: &Dir, name: &str) -> io::Result<File> {
+    match dir.write(name) {
+        // Mode 0400 and no CAP_DAC_OVERRIDE: its owner can still make it writable.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            fchmod(dir.read(name)?, Mode::S_IRUSR | Mode::S_IWUSR)?;
+            dir.write(name)
+        }
+        other => other,
+    }
+}
