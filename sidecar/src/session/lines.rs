@@ -5,7 +5,8 @@ use mayfly_wire::session::{ClientMessage, MAX_SERVER_LINE, ServerMessage};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
-const CHUNK: usize = 4 * 1024;
+/// Most bytes of one read, so that a line that is too long is noticed soon.
+const CHUNK: usize = 16 * 1024;
 
 /// The stream of an open session.
 pub struct Lines {
@@ -37,7 +38,8 @@ impl Lines {
                 });
             }
             self.buffer.reserve(CHUNK);
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+            let mut stream = (&mut self.stream).take(CHUNK as u64);
+            if stream.read_buf(&mut self.buffer).await? == 0 {
                 return Err(Failure::Closed);
             }
         }
@@ -112,10 +114,10 @@ mod tests {
                 while theirs.write_all(&[b'x'; 65536]).await.is_ok() {}
             });
             assert_eq!(lines.next().await.unwrap(), ServerMessage::Ping {});
-            assert!(lines.buffer.capacity() < 2 * 65536);
+            assert!(lines.buffer.capacity() <= 2 * CHUNK);
             let failure = lines.next().await.unwrap_err();
             assert!(matches!(failure, Failure::Protocol { .. }));
-            assert!(lines.buffer.len() <= MAX_SERVER_LINE + 2 * 65536);
+            assert!(lines.buffer.len() <= MAX_SERVER_LINE + CHUNK);
             drop(lines);
             flood.await.unwrap();
         });

@@ -1,0 +1,18 @@
+//! The sidecar as a process, on a real tmpfs, against a broker's side that the test plays.
+//!
+//! Needs root, to mount; without, it fails.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "clippy leaves only functions marked as tests alone, not their helpers"
+)]
+
+mod crashes;
+mod hostile;
+mod publishing;
+mod sandbox;
+mod secrecy;
+mod server;
+mod sessions;

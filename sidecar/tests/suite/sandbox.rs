@@ -1,0 +1,171 @@
+//! A tmpfs of the test's own, and a sidecar that publishes into it.
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Directories for one test: `secrets`, a tmpfs, and beside it the socket and the log.
+pub struct Sandbox(PathBuf);
+
+impl Sandbox {
+    pub fn new() -> Self {
+        Self::with("size=1m,mode=0755")
+    }
+
+    /// With these options of the tmpfs.
+    pub fn with(options: &str) -> Self {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("mayfly-sidecar-test-{}-{number}", std::process::id());
+        let base = std::env::temp_dir().join(name);
+        let sandbox = Self(base.canonicalize().unwrap_or(base));
+        fs::create_dir_all(sandbox.dir()).unwrap();
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(
+            Some("tmpfs"),
+            &sandbox.dir(),
+            Some("tmpfs"),
+            flags,
+            Some(options),
+        )
+        .expect("mounting a tmpfs needs root");
+        sandbox
+    }
+
+    pub fn base(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn dir(&self) -> PathBuf {
+        self.0.join("secrets")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.0.join("workload.sock")
+    }
+
+    pub fn start(&self, arguments: &[&str]) -> Sidecar {
+        self.start_as(0, arguments)
+    }
+
+    pub fn start_as(&self, uid: u32, arguments: &[&str]) -> Sidecar {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let log = self.0.join(format!("log-{number}"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly-sidecar"));
+        command.arg("--socket").arg(self.socket());
+        if !arguments.contains(&"--dir") {
+            command.arg("--dir").arg(self.dir());
+        }
+        command.args(arguments).stderr(File::create(&log).unwrap());
+        if uid != 0 {
+            command.uid(uid).gid(uid);
+        }
+        Sidecar {
+            child: command.spawn().unwrap(),
+            log,
+        }
+    }
+
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.dir().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.dir().join(name).symlink_metadata().is_ok()
+    }
+
+    /// Inode and modification time.
+    pub fn identity(&self, name: &str) -> (u64, i64, i64) {
+        let found = fs::metadata(self.dir().join(name)).unwrap();
+        (found.ino(), found.mtime(), found.mtime_nsec())
+    }
+
+    /// All names in the publishing directory.
+    pub fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir()).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    pub fn generations(&self) -> usize {
+        self.names()
+            .iter()
+            .filter(|name| name.starts_with("..gen-"))
+            .count()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let _ = umount2(&self.dir(), MntFlags::MNT_DETACH);
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A running sidecar; killed when dropped.
+pub struct Sidecar {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Sidecar {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn terminate(&mut self) -> ExitStatus {
+        let pid = nix::unistd::Pid::from_raw(self.pid().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.wait()
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("the sidecar ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub fn says(&self, part: &str) {
+        eventually(part, || self.log().contains(part));
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the sidecar said\n{}", self.log());
+        }
+    }
+}
+
+/// Waits until something holds, ten seconds at most.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(10), "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,275 @@
+//! The broker's side of the workload socket, as far as a sidecar can see it.
+
+use mayfly_wire::bytes::Base64;
+use mayfly_wire::sealed::Sealer;
+use mayfly_wire::session::{
+    Bundle, ClientMessage, Hello, Layout, Missing, SealedCredential, SealedField, ServerMessage,
+};
+use mayfly_wire::{Code, LeaseId, Refusal, Secret, WorkloadKey};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub struct Server(UnixListener);
+
+impl Server {
+    pub fn bind(socket: &Path) -> Self {
+        let _ = std::fs::remove_file(socket);
+        let listener = UnixListener::bind(socket).unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(socket, open).unwrap();
+        Self(listener)
+    }
+
+    /// The next connection and its request.
+    pub fn request(&self) -> Request {
+        self.try_request().unwrap()
+    }
+
+    /// The same, of a sidecar that may die meanwhile.
+    pub fn try_request(&self) -> std::io::Result<Request> {
+        assert!(self.connects_within(20_000), "nobody connected");
+        let (stream, _) = self.0.accept()?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        Request::read(BufReader::new(stream))
+    }
+
+    /// Whether somebody connects within so many milliseconds.
+    pub fn connects_within(&self, milliseconds: u16) -> bool {
+        use nix::poll::{PollFd, PollFlags, poll};
+        use std::os::fd::AsFd as _;
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, milliseconds).unwrap() == 1
+    }
+
+    /// The next session, opened.
+    pub fn session(&self) -> Peer {
+        self.request().accept().unwrap()
+    }
+}
+
+pub struct Request {
+    stream: BufReader<UnixStream>,
+    pub head: String,
+    pub hello: Hello,
+}
+
+impl Request {
+    fn read(mut stream: BufReader<UnixStream>) -> std::io::Result<Self> {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if stream.read_line(&mut head)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let head = head.to_lowercase();
+        let length = head.split("content-length: ").nth(1).unwrap();
+        let length = length.split("\r\n").next().unwrap().parse().unwrap();
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body)?;
+        let hello = serde_json::from_slice(&body)?;
+        Ok(Self {
+            stream,
+            head,
+            hello,
+        })
+    }
+
+    pub fn accept(self) -> std::io::Result<Peer> {
+        let mut peer = Peer {
+            stream: self.stream,
+            sealing: Sealing {
+                hello: self.hello,
+                workload: WorkloadKey {
+                    boot_id: "boot".into(),
+                    cgroup_id: 7,
+                    pidns_id: 8,
+                },
+                generation: 0,
+            },
+        };
+        peer.send_bytes(
+            b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: mayfly-session\r\n\r\n",
+        )?;
+        peer.send(&ServerMessage::Hello {
+            protocol: 1,
+            workload: peer.sealing.workload.clone(),
+        })?;
+        Ok(peer)
+    }
+
+    pub fn refuse(mut self, code: Code) {
+        self.answer(code, "connection: close\r\n");
+    }
+
+    /// Challenges, and returns the request that comes on the same connection.
+    pub fn challenge(mut self, nonce: &str) -> Self {
+        self.answer(Code::NonceRequired, &format!("Mayfly-Nonce: {nonce}\r\n"));
+        Self::read(self.stream).unwrap()
+    }
+
+    fn answer(&mut self, code: Code, headers: &str) {
+        let body = serde_json::to_string(&Refusal::from(code)).unwrap();
+        let head = format!(
+            "HTTP/1.1 {} X\r\n{headers}content-length: {}\r\n\r\n",
+            code.http_status(),
+            body.len()
+        );
+        let stream = self.stream.get_mut();
+        stream.write_all((head + &body).as_bytes()).unwrap();
+    }
+}
+
+/// One credential of a bundle, in the clear.
+#[derive(Clone)]
+pub struct Given {
+    pub name: &'static str,
+    pub layout: Layout,
+    pub fields: Vec<(&'static str, Vec<u8>)>,
+    pub expires_at: u64,
+}
+
+/// A credential of one value, good for an hour.
+pub fn value(name: &'static str, value: impl AsRef<[u8]>) -> Given {
+    Given {
+        layout: Layout::Value,
+        ..fields(name, &[("value", value.as_ref())])
+    }
+}
+
+/// A credential of several fields, good for an hour.
+pub fn fields(name: &'static str, fields: &[(&'static str, &[u8])]) -> Given {
+    let fields = fields.iter().map(|(name, value)| (*name, value.to_vec()));
+    Given {
+        name,
+        layout: Layout::Fields,
+        fields: fields.collect(),
+        expires_at: in_milliseconds(3_600_000),
+    }
+}
+
+/// A time from now, as bundles have it.
+pub fn in_milliseconds(from_now: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_millis()).unwrap() + from_now
+}
+
+/// What values are sealed for.
+#[derive(Clone)]
+pub struct Sealing {
+    pub hello: Hello,
+    pub workload: WorkloadKey,
+    pub generation: u64,
+}
+
+pub struct Peer {
+    stream: BufReader<UnixStream>,
+    pub sealing: Sealing,
+}
+
+impl Sealing {
+    /// Seals the next bundle to the session's key.
+    pub fn seal(&mut self, credentials: &[Given]) -> Bundle {
+        self.generation += 1;
+        let key = &self.hello.public_key;
+        let (mut sealer, encapsulated) = Sealer::new(key, &self.workload, self.generation).unwrap();
+        let lease = LeaseId::from_random([3; 16]);
+        let credentials = credentials.iter().map(|given| SealedCredential {
+            name: given.name.parse().unwrap(),
+            lease: lease.clone(),
+            expires_at: given.expires_at,
+            layout: given.layout,
+            fields: given
+                .fields
+                .iter()
+                .map(|(name, value)| {
+                    let name = name.parse().unwrap();
+                    let sealed = sealer.seal(&lease, &name, &Secret::from(value.clone()));
+                    SealedField {
+                        name,
+                        sealed: sealed.unwrap(),
+                    }
+                })
+                .collect(),
+        });
+        Bundle {
+            generation: self.generation,
+            encapsulated,
+            credentials: credentials.collect(),
+            missing: vec![],
+        }
+    }
+}
+
+impl Peer {
+    pub fn send_bytes(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.get_mut().write_all(bytes)
+    }
+
+    pub fn send(&mut self, message: &ServerMessage) -> std::io::Result<()> {
+        let line = serde_json::to_string(message).unwrap() + "\n";
+        self.send_bytes(line.as_bytes())
+    }
+
+    /// Sends a bundle.
+    pub fn bundle(&mut self, credentials: &[Given]) {
+        let bundle = self.sealing.seal(credentials);
+        self.send(&ServerMessage::Bundle(bundle)).unwrap();
+    }
+
+    /// Sends a bundle that lacks something.
+    pub fn bundle_without(&mut self, credentials: &[Given], missing: &str, code: Code) {
+        let mut bundle = self.sealing.seal(credentials);
+        bundle.missing = vec![Missing {
+            name: missing.parse().unwrap(),
+            refusal: code.into(),
+        }];
+        self.send(&ServerMessage::Bundle(bundle)).unwrap();
+    }
+
+    /// Sends a bundle and waits until it is published.
+    pub fn publish(&mut self, credentials: &[Given]) {
+        self.bundle(credentials);
+        self.acknowledged();
+    }
+
+    /// The next message from the sidecar.
+    pub fn hear(&mut self) -> std::io::Result<ClientMessage> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(serde_json::from_str(&line).unwrap())
+    }
+
+    pub fn acknowledged(&mut self) {
+        let expected = ClientMessage::Ack {
+            generation: self.sealing.generation,
+        };
+        assert_eq!(self.hear().unwrap(), expected);
+    }
+
+    pub fn withdraw(&mut self, name: &str) {
+        let names = vec![name.parse().unwrap()];
+        self.send(&ServerMessage::Withdraw { names }).unwrap();
+    }
+
+    /// Everything said before has been dealt with.
+    pub fn ping(&mut self) {
+        self.send(&ServerMessage::Ping {}).unwrap();
+        assert_eq!(self.hear().unwrap(), ClientMessage::Pong {});
+    }
+
+    /// The sidecar has hung up, without another word.
+    pub fn hung_up(&mut self) {
+        let mut rest = Vec::new();
+        let _ = self.stream.read_to_end(&mut rest);
+        assert_eq!(String::from_utf8(rest).unwrap(), "");
+    }
+}
+
+/// Base64 that is valid and means nothing.
+pub fn noise(length: usize) -> Base64 {
+    Base64((0..length).map(|n| (n * 7 + 13) as u8).collect())
+}

@@ -1,0 +1,178 @@
+//! Sessions that are refused, break, and come back; and `--once`.
+
+use crate::sandbox::Sandbox;
+use crate::server::{Server, fields, value};
+use mayfly_wire::Code;
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_broker_that_restarts_is_found_again() {
+    let sandbox = Sandbox::new();
+    let sidecar = sandbox.start(&[]);
+    sidecar.says("does not answer");
+    let server = Server::bind(&sandbox.socket());
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    let key = peer.sealing.hello.public_key.clone();
+    let before = sandbox.identity("a");
+    for _ in 0..3 {
+        drop(peer);
+        peer = server.session();
+        assert_eq!(sandbox.read("a"), b"1");
+        assert_ne!(
+            peer.sealing.hello.public_key, key,
+            "a key of its own for each session"
+        );
+        peer.publish(&[value("a", "1")]);
+    }
+    assert_eq!(sandbox.identity("a"), before);
+    drop((peer, server));
+    sidecar.says("Connection refused");
+    let server = Server::bind(&sandbox.socket());
+    server.session().publish(&[value("a", "2")]);
+    assert_eq!(sandbox.read("a"), b"2");
+}
+
+#[test]
+fn the_nonce_is_echoed_on_the_same_connection_once() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let _sidecar = sandbox.start(&["--want", "b,a"]);
+    let request = server.request();
+    assert!(!request.head.contains("mayfly-nonce"));
+    let again = request.challenge("n0nce");
+    assert!(
+        again.head.contains("mayfly-nonce: n0nce\r\n"),
+        "{}",
+        again.head
+    );
+    assert!(again.head.starts_with("post /v1/session http/1.1\r\n"));
+    assert!(again.head.contains("upgrade: mayfly-session\r\n"));
+    let mut peer = again.accept().unwrap();
+    let want: Vec<_> = peer
+        .sealing
+        .hello
+        .want
+        .iter()
+        .flatten()
+        .map(|name| name.as_str())
+        .collect();
+    assert_eq!(want, ["a", "b"]);
+    peer.publish(&[value("a", "1")]);
+    drop(peer);
+    // A second challenge on one connection is not answered.
+    let again = server.request().challenge("one");
+    again.refuse(Code::NonceRequired);
+}
+
+#[test]
+fn what_can_pass_is_asked_again_soon_and_a_denial_later() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let sidecar = sandbox.start(&[]);
+    let start = Instant::now();
+    for code in [Code::Unavailable, Code::Sealed, Code::TooMany] {
+        server.request().refuse(code);
+    }
+    assert!(start.elapsed() < Duration::from_secs(3));
+    server.request().refuse(Code::Denied);
+    sidecar.says("policy does not grant this");
+    assert!(!server.connects_within(4_000));
+}
+
+#[test]
+fn a_request_that_is_not_understood_ends_it() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let mut sidecar = sandbox.start(&["--log", "json"]);
+    server.request().refuse(Code::BadRequest);
+    assert_eq!(sidecar.wait().code(), Some(76));
+    for line in sidecar.log().lines() {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(
+            event["time_ms"].is_u64() && event["event"].is_string(),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn once_publishes_acknowledges_and_leaves_the_files() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    for content in [b"1", b"2"] {
+        let mut sidecar = sandbox.start(&["--once", "--want", "a,b"]);
+        let mut peer = server.session();
+        peer.publish(&[value("a", content), fields("b", &[("x", b"y")])]);
+        assert_eq!(sidecar.wait().code(), Some(0));
+        assert_eq!(sandbox.read("a"), content);
+        assert_eq!(sandbox.read("b/x"), b"y");
+        assert_eq!(sandbox.generations(), 1);
+    }
+}
+
+#[test]
+fn once_says_why_it_was_denied() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let mut sidecar = sandbox.start(&["--once"]);
+    server.request().refuse(Code::Denied);
+    assert_eq!(sidecar.wait().code(), Some(77));
+    sidecar.says(Code::Denied.phrase());
+
+    // One of two: nothing is published.
+    let mut sidecar = sandbox.start(&["--once", "--want", "a,b"]);
+    let mut peer = server.session();
+    peer.bundle_without(&[value("a", "1")], "b", Code::NotFound);
+    assert_eq!(sidecar.wait().code(), Some(77));
+    sidecar.says("b: there is nothing of that name");
+    assert!(sandbox.names().is_empty());
+}
+
+#[test]
+fn once_gives_up_in_time() {
+    let sandbox = Sandbox::new();
+    let mut sidecar = sandbox.start(&["--once", "--timeout", "1"]);
+    assert_eq!(sidecar.wait().code(), Some(69));
+    sidecar.says("does not answer");
+    let mut sidecar = sandbox.start(&["--once"]);
+    sidecar.says("does not answer");
+    assert_eq!(sidecar.terminate().code(), Some(75));
+}
+
+#[test]
+fn what_is_missing_is_said_and_the_rest_published() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let sidecar = sandbox.start(&["--want", "a,b"]);
+    let mut peer = server.session();
+    for _ in 0..3 {
+        peer.bundle_without(&[value("a", "1")], "b", Code::Denied);
+        peer.acknowledged();
+    }
+    assert_eq!(sandbox.read("a"), b"1");
+    assert_eq!(sidecar.log().matches("missing why=\"b: policy").count(), 1);
+}
+
+#[test]
+fn help_and_mistakes() {
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mayfly-sidecar"));
+        command.args(arguments).output().unwrap()
+    };
+    let help = run(&["--help"]);
+    assert!(help.status.success());
+    assert!(String::from_utf8(help.stdout).unwrap().contains("Example"));
+    let version = String::from_utf8(run(&["--version"]).stdout).unwrap();
+    assert_eq!(
+        version,
+        concat!("mayfly-sidecar ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+    let mistake = run(&["--mode", "0644"]);
+    assert_eq!(mistake.status.code(), Some(64));
+    assert!(
+        String::from_utf8(mistake.stderr)
+            .unwrap()
+            .contains("0400 or 0440")
+    );
+}
