@@ -66,7 +66,16 @@ pub struct Judge {
     issue: EntityUid,
     anything: EntityUid,
     texts: HashMap<String, ExplainedPolicy>,
-    count: u64,
+    given: BTreeMap<String, Given>,
+}
+
+/// A policy that operators applied, for comparison with another configuration's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Its text.
+    pub text: String,
+    /// The credential that its scope names, if it names one.
+    pub credential: Option<String>,
 }
 
 /// One workload before the judge: its facts, and which rules it breaks.
@@ -106,11 +115,11 @@ impl Judge {
     pub fn new(desired: &Desired) -> Result<Self, Vec<PolicyProblem>> {
         let builtin = builtin().map_err(inside)?;
         let given = parse::read_files(&desired.policies)?;
-        let count = given.len() as u64;
         let problems = unknown_credentials(&given, desired);
         if !problems.is_empty() {
             return Err(problems);
         }
+        let compared = given.iter().map(comparable).collect();
         let hardened: &[Policy] = if desired.hardened {
             &builtin.hardened
         } else {
@@ -145,14 +154,14 @@ impl Judge {
             resources,
             issue,
             anything: entity::credential_uid("*").map_err(inside)?,
-            count,
+            given: compared,
         })
     }
 
-    /// How many policies operators applied.
+    /// The policies that operators applied, by id.
     #[must_use]
-    pub fn policies(&self) -> u64 {
-        self.count
+    pub fn given(&self) -> &BTreeMap<String, Given> {
+        &self.given
     }
 
     /// A policy by its id, for people.
@@ -349,6 +358,15 @@ fn explained(policy: &Policy) -> (String, ExplainedPolicy) {
         text: policy.to_cedar().unwrap_or_default(),
     };
     (id, explained)
+}
+
+fn comparable(policy: &Policy) -> (String, Given) {
+    let credential = match policy.resource_constraint() {
+        ResourceConstraint::Eq(only) => Some(only.id().unescaped().to_owned()),
+        _ => None,
+    };
+    let text = policy.to_cedar().unwrap_or_default();
+    (policy.id().to_string(), Given { text, credential })
 }
 
 /// A policy that names a credential which is not configured is a misspelling.

@@ -1,0 +1,280 @@
+//! Which request does what (the table of [`mayfly_wire::admin`]).
+
+use super::Admin;
+use crate::door::{Door, Operator};
+use crate::http::{self, Answer};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response};
+use mayfly_wire::admin::{
+    Apply, Desired, KvPut, MAX_BODY, NodeInfo, PolicyFile, Status, WorkloadInfo,
+};
+use mayfly_wire::{Code, KvPath, Refusal};
+use std::sync::Arc;
+use tokio::sync::{broadcast, mpsc};
+
+/// Lines of the audit log that may wait for a slow reader.
+const UNREAD: usize = 256;
+/// Audit lines that a request gives unless it says how many.
+const LAST: usize = 100;
+
+type Result<T> = std::result::Result<T, Refusal>;
+
+/// Answers one request.
+pub async fn answer(
+    admin: &Arc<Admin>,
+    operator: &Operator,
+    request: Request<Incoming>,
+) -> Result<Response<Answer>> {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path().strip_prefix("/v1/").unwrap_or_default();
+    let query = Query(head.uri.query().unwrap_or_default());
+    let door = &admin.door;
+    let get = head.method == Method::GET;
+    let (name, rest) = path
+        .split_once('/')
+        .map_or((path, None), |(name, rest)| (name, Some(rest)));
+    match (&head.method, name, rest) {
+        (_, "status", None) if get => http::json(&status(admin, operator).await?),
+        (&Method::POST, "plan", None) => {
+            let desired: Desired = http::read(body, MAX_BODY).await?;
+            http::json(&door.plan(operator, desired).await?)
+        }
+        (&Method::POST, "apply", None) => {
+            let apply: Apply = http::read(body, MAX_BODY).await?;
+            let plan = door.apply(operator, apply).await?;
+            if !plan.changes.is_empty() {
+                look_again(admin);
+            }
+            http::json(&plan)
+        }
+        (&Method::POST, "policy", Some("check")) => {
+            let files: Vec<PolicyFile> = http::read(body, MAX_BODY).await?;
+            http::json(&door.policy_check(operator, &files).await?)
+        }
+        (_, "kv", None) if get => http::json(&door.kv_list(operator).await?),
+        (&Method::PUT, "kv", Some(path)) => {
+            let path = kv_path(path)?;
+            let put: KvPut = http::read(body, MAX_BODY).await?;
+            http::json(&door.kv_put(operator, &path, put).await?)
+        }
+        (_, "kv", Some(path)) if get => {
+            let version = query.number("version")?;
+            http::json(&door.kv_get(operator, &kv_path(path)?, version).await?)
+        }
+        (&Method::DELETE, "kv", Some(path)) => {
+            http::json(&door.kv_delete(operator, &kv_path(path)?).await?)
+        }
+        (_, "kv-history", Some(path)) if get => {
+            http::json(&door.kv_history(operator, &kv_path(path)?).await?)
+        }
+        (_, "workloads", None) if get => http::json(&workloads(admin, operator).await?),
+        (_, "explain", None) if get => {
+            let workload = query.needed("workload")?;
+            let credential = query.needed("credential")?.parse().map_err(bad)?;
+            http::json(&door.explain(operator, &workload, &credential).await?)
+        }
+        (_, "leases", None) if get => http::json(&door.leases(operator).await?),
+        (_, "audit", None) if get => {
+            let last = query
+                .number("last")?
+                .map_or(LAST, |last| usize::try_from(last).unwrap_or(LAST));
+            let follow = query.get("follow").is_some_and(|follow| follow == "true");
+            audit(door, operator, last, follow).await
+        }
+        (&Method::POST, "audit", Some("verify")) => http::json(&door.audit_verify(operator).await?),
+        _ => {
+            let message = format!(
+                "{} {} is no request of this API",
+                head.method,
+                head.uri.path()
+            );
+            Err(Refusal::because(Code::NotFound, message))
+        }
+    }
+}
+
+fn bad(error: impl std::fmt::Display) -> Refusal {
+    Refusal::because(Code::BadRequest, error.to_string())
+}
+
+fn kv_path(text: &str) -> Result<KvPath> {
+    text.parse().map_err(bad)
+}
+
+/// The query of a request.
+struct Query<'a>(&'a str);
+
+impl Query<'_> {
+    fn get(&self, name: &str) -> Option<String> {
+        let pairs = self.0.split('&').filter_map(|pair| pair.split_once('='));
+        let mut values = pairs
+            .filter(|(key, _)| *key == name)
+            .map(|(_, value)| decode(value));
+        values.next().flatten()
+    }
+
+    fn needed(&self, name: &str) -> Result<String> {
+        let missing = || Refusal::because(Code::BadRequest, format!("expected ?{name}=…"));
+        self.get(name).ok_or_else(missing)
+    }
+
+    fn number(&self, name: &str) -> Result<Option<u64>> {
+        let number = |text: String| {
+            text.parse()
+                .map_err(|_| bad(format!("{name}: expected a number, found {text:?}")))
+        };
+        self.get(name).map(number).transpose()
+    }
+}
+
+/// Percent-decoding (RFC 3986, section 2.1).
+fn decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        if first == b'%' {
+            let (digits, after) = after.split_at_checked(2)?;
+            let digits = std::str::from_utf8(digits).ok()?;
+            bytes.push(u8::from_str_radix(digits, 16).ok()?);
+            rest = after;
+        } else {
+            bytes.push(first);
+            rest = after;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// A new configuration stands: every session looks again, and so does everything that no session holds.
+fn look_again(admin: &Arc<Admin>) {
+    admin.hub.wake_all();
+    let admin = Arc::clone(admin);
+    tokio::spawn(async move {
+        match admin.door.recheck().await {
+            Ok(lost) => lost.iter().for_each(|workload| admin.hub.wake(workload)),
+            Err(refusal) => {
+                tracing::error!(%refusal, "leases are looked at again only when they are due");
+            }
+        }
+    });
+}
+
+async fn status(admin: &Admin, operator: &Operator) -> Result<Status> {
+    let door = &admin.door;
+    door.may_see_status(operator)?;
+    let applied = door.applied();
+    let counts = door.workloads_by_node().await?;
+    let nodes = admin
+        .nodes
+        .all()
+        .into_iter()
+        .map(|(name, silent)| NodeInfo {
+            last_heartbeat_seconds: silent.as_secs(),
+            workloads: counts.get(&name).copied().unwrap_or(0),
+            name,
+        });
+    Ok(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_seconds: admin.about.started.elapsed().as_secs(),
+        sealed: false,
+        state_dir: admin.about.state_dir.clone(),
+        workload_socket: admin.about.workload_socket.clone(),
+        issuer: admin.about.issuer.clone(),
+        nodes: nodes.collect(),
+        credentials: applied.credentials().len() as u64,
+        policies: applied.judge().given().len() as u64,
+        leases: door.lease_count().await?,
+        sessions: admin.hub.count(),
+        audit_seq: door.audit_seq(),
+    })
+}
+
+async fn workloads(admin: &Admin, operator: &Operator) -> Result<Vec<WorkloadInfo>> {
+    let known = admin.door.workloads(operator).await?.into_iter();
+    let infos = known.map(|(evidence, leases)| {
+        let (sessions, acknowledged) = admin.hub.of(&evidence.workload);
+        WorkloadInfo {
+            id: evidence.workload.id(),
+            name: evidence.display_name(),
+            evidence: (*evidence).clone(),
+            sessions,
+            leases,
+            acknowledged,
+        }
+    });
+    Ok(infos.collect())
+}
+
+async fn audit(
+    door: &Door,
+    operator: &Operator,
+    last: usize,
+    follow: bool,
+) -> Result<Response<Answer>> {
+    let (last, mut new) = door.audit_tail(operator, last).await?;
+    let (sender, receiver) = mpsc::channel(UNREAD);
+    tokio::spawn(async move {
+        let mut seen = 0;
+        for line in last {
+            seen = seen.max(seq(&line));
+            if sender.send(Bytes::from(line + "\n")).await.is_err() {
+                return;
+            }
+        }
+        while follow {
+            let line = tokio::select! {
+                line = new.recv() => line,
+                () = sender.closed() => return,
+            };
+            match line {
+                Ok(line) if seq(&line) <= seen => {}
+                Ok(line) => {
+                    if sender.send(Bytes::from(format!("{line}\n"))).await.is_err() {
+                        return;
+                    }
+                }
+                // The reader is too slow: it ends, rather than miss records without knowing.
+                Err(
+                    broadcast::error::RecvError::Lagged(_) | broadcast::error::RecvError::Closed,
+                ) => {
+                    return;
+                }
+            }
+        }
+    });
+    Ok(http::lines(receiver))
+}
+
+/// The number of the record in a line: `{"seq":17,…`.
+fn seq(line: &str) -> u64 {
+    let digits = line
+        .strip_prefix("{\"seq\":")
+        .and_then(|rest| rest.split(',').next());
+    digits
+        .and_then(|digits| digits.parse().ok())
+        .unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries() {
+        let query = Query("workload=a%2Fb%20c&credential=x&last=5&bad=%zz&short=%2");
+        assert_eq!(query.get("workload").as_deref(), Some("a/b c"));
+        assert_eq!(query.number("last").unwrap(), Some(5));
+        assert_eq!(query.number("none").unwrap(), None);
+        assert!(query.number("credential").is_err());
+        assert!(query.needed("none").is_err());
+        assert_eq!(query.get("bad"), None);
+        assert_eq!(query.get("short"), None);
+    }
+
+    #[test]
+    fn sequence_numbers() {
+        assert_eq!(seq("{\"seq\":17,\"time\":\"t\"}"), 17);
+        assert_eq!(seq("what"), u64::MAX);
+    }
+}

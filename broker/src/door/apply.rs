@@ -1,0 +1,314 @@
+//! The configuration that stands, and how another takes its place: validated whole, compared with what
+//! the operator saw, on record, durable, then swapped in at once.
+
+use super::plan::{self, Side};
+use super::{Door, OpenError, Operator, store_failed};
+use crate::policy::{Judge, entity};
+use crate::store::{Configuration, Lease, Op, Store, StoreError};
+use mayfly_wire::admin::{
+    Apply, CredentialConfig, Desired, EngineConfig, Plan, PolicyCheck, PolicyFile, PolicyProblem,
+};
+use mayfly_wire::{Code, CredentialName, Refusal, WorkloadKey};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::sync::{Arc, PoisonError};
+
+/// Most credentials of one configuration.
+const MAX_CREDENTIALS: usize = 10_000;
+/// How long a lease may last, in seconds.
+const TTL: RangeInclusive<u64> = 5..=30 * 86_400;
+/// Leases that are looked at in one go.
+const PAGE: u32 = 500;
+
+/// A configuration, ready to judge by. Compiled once.
+pub struct Applied {
+    number: u64,
+    desired: Desired,
+    judge: Judge,
+    credentials: BTreeMap<CredentialName, CredentialConfig>,
+}
+
+impl Applied {
+    fn new(number: u64, desired: Desired) -> Result<Self, Vec<PolicyProblem>> {
+        let judge = Judge::new(&desired)?;
+        let named = desired
+            .credentials
+            .iter()
+            .map(|config| (config.name.clone(), config.clone()));
+        Ok(Self {
+            number,
+            credentials: named.collect(),
+            judge,
+            desired,
+        })
+    }
+
+    /// Counts up with each configuration; 0 before the first.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Its policies.
+    #[must_use]
+    pub fn judge(&self) -> &Judge {
+        &self.judge
+    }
+
+    /// A credential by its name.
+    #[must_use]
+    pub fn credential(&self, name: &CredentialName) -> Option<&CredentialConfig> {
+        self.credentials.get(name)
+    }
+
+    /// Every credential, sorted by name.
+    #[must_use]
+    pub fn credentials(&self) -> &BTreeMap<CredentialName, CredentialConfig> {
+        &self.credentials
+    }
+
+    fn side(&self) -> Side<'_> {
+        Side {
+            desired: &self.desired,
+            judge: &self.judge,
+        }
+    }
+}
+
+/// The configuration that the store holds, or an empty one.
+pub async fn load(store: &dyn Store) -> Result<Applied, OpenError> {
+    let Some(stored) = store.configuration().await? else {
+        return Applied::new(0, Desired::default()).map_err(|problems| OpenError::Configuration {
+            number: 0,
+            problem: told(&problems),
+        });
+    };
+    let number = stored.number;
+    let bad = |problem| OpenError::Configuration { number, problem };
+    let desired = serde_json::from_str(&stored.json).map_err(|error| bad(error.to_string()))?;
+    Applied::new(number, desired).map_err(|problems| bad(told(&problems)))
+}
+
+/// All problems as one message.
+fn told(problems: &[PolicyProblem]) -> String {
+    let lines = problems
+        .iter()
+        .map(|problem| match (problem.file.as_str(), problem.line) {
+            ("", _) => problem.message.clone(),
+            (file, Some(line)) => format!("{file}:{line}: {}", problem.message),
+            (file, None) => format!("{file}: {}", problem.message),
+        });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn refuse(message: impl Into<String>) -> Refusal {
+    Refusal::because(Code::BadRequest, message)
+}
+
+impl Door {
+    /// What `desired` would change.
+    ///
+    /// # Errors
+    /// [`Code::Denied`]; [`Code::BadRequest`] with everything that is wrong with it;
+    /// [`Code::Unavailable`].
+    pub async fn plan(&self, operator: &Operator, desired: Desired) -> Result<Plan, Refusal> {
+        self.allow_broker(operator, "plan").await?;
+        let applied = self.applied();
+        let next = self.compile(applied.number + 1, desired)?;
+        self.compare(&applied, &next).await
+    }
+
+    /// Makes `desired` so. The caller then has sessions look again, with [`Door::recheck`] for the
+    /// leases that no session holds.
+    ///
+    /// # Errors
+    /// As [`Door::plan`], and [`Code::Conflict`] if the configuration is not the one that the operator
+    /// saw.
+    pub async fn apply(&self, operator: &Operator, apply: Apply) -> Result<Plan, Refusal> {
+        let _one = self.applying.lock().await;
+        let applied = self.applied();
+        self.allow_broker(operator, "apply").await?;
+        if apply.base.is_some_and(|base| base != applied.number) {
+            return Err(Refusal::because(
+                Code::Conflict,
+                format!(
+                    "the configuration is number {} now, and the plan was made for number {}: plan \
+                     again",
+                    applied.number,
+                    apply.base.unwrap_or_default()
+                ),
+            ));
+        }
+        let next = self.compile(applied.number + 1, apply.desired)?;
+        let plan = self.compare(&applied, &next).await?;
+        if plan.changes.is_empty() {
+            return Ok(plan);
+        }
+        let broker = entity::broker().map_err(super::inside)?;
+        let entity = operator.entity()?;
+        let after = next.judge.operator(&entity, "apply", broker);
+        if !after.allowed {
+            let policies = after.policies.join(", ");
+            return Err(refuse(format!(
+                "with this configuration you could not apply another one ({policies}): expected \
+                 policies that leave {} the action apply",
+                operator.label()
+            )));
+        }
+        let json = serde_json::to_string(&next.desired).map_err(super::inside)?;
+        let number = next.number;
+        let commit = self
+            .store
+            .commit(vec![Op::ConfigPut(Configuration { number, json })]);
+        match commit.await {
+            Ok(()) => {}
+            Err(StoreError::Conflict(cause)) => {
+                return Err(Refusal::because(Code::Conflict, cause));
+            }
+            Err(error) => return Err(store_failed(error)),
+        }
+        tracing::info!(
+            number,
+            changes = plan.changes.len(),
+            "a configuration was applied"
+        );
+        let remade = remade(&applied, &next);
+        *self.applied.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        for credential in remade {
+            let leases = self
+                .store
+                .leases_on(credential)
+                .await
+                .map_err(store_failed)?;
+            for lease in leases {
+                let _turn = self.locks.turn(&lease.workload).await;
+                self.end(&lease, "replaced").await?;
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Whether policies are good by themselves.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::Unavailable`].
+    pub async fn policy_check(
+        &self,
+        operator: &Operator,
+        files: &[PolicyFile],
+    ) -> Result<PolicyCheck, Refusal> {
+        self.allow_broker(operator, "policy_check").await?;
+        Ok(match crate::policy::parse::read_files(files) {
+            Ok(policies) => PolicyCheck {
+                policies: policies.len() as u64,
+                problems: Vec::new(),
+            },
+            Err(problems) => PolicyCheck {
+                policies: 0,
+                problems,
+            },
+        })
+    }
+
+    /// Ends the leases that policy does not grant any more, whether a session holds them or not, and
+    /// gives the workloads that lost one.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`].
+    pub async fn recheck(&self) -> Result<BTreeSet<WorkloadKey>, Refusal> {
+        let applied = self.applied();
+        let mut lost = BTreeSet::new();
+        let mut after = None;
+        loop {
+            let page = self
+                .store
+                .leases(after.take(), PAGE)
+                .await
+                .map_err(store_failed)?;
+            for lease in &page {
+                if !self.still_granted(&applied, lease).await? {
+                    let _turn = self.locks.turn(&lease.workload).await;
+                    self.end(lease, "withdrawn").await?;
+                    lost.insert(lease.workload.clone());
+                }
+            }
+            let full = page.len() >= PAGE as usize;
+            match page.last() {
+                Some(last) if full => after = Some(last.id.clone()),
+                _ => return Ok(lost),
+            }
+        }
+    }
+
+    async fn still_granted(&self, applied: &Applied, lease: &Lease) -> Result<bool, Refusal> {
+        let known = self
+            .store
+            .workload(lease.workload.clone())
+            .await
+            .map_err(store_failed)?;
+        let Some(known) = known else {
+            return Ok(false);
+        };
+        let subject = applied
+            .judge
+            .subject(&known.evidence)
+            .map_err(super::inside)?;
+        Ok(applied.judge.issue(&subject, &lease.credential).allowed)
+    }
+
+    fn compile(&self, number: u64, desired: Desired) -> Result<Applied, Refusal> {
+        let mut problems = Vec::new();
+        let mut names = BTreeSet::new();
+        for config in &desired.credentials {
+            let name = &config.name;
+            if !names.insert(name) {
+                problems.push(format!("credential {name}: it is configured twice"));
+            }
+            if !TTL.contains(&config.ttl_seconds) {
+                problems.push(format!(
+                    "credential {name}: ttl: expected {} seconds to {} days, found {} seconds",
+                    TTL.start(),
+                    TTL.end() / 86_400,
+                    config.ttl_seconds
+                ));
+            }
+            if let Err(problem) = self.engines.of(&config.engine).check(config) {
+                problems.push(format!("credential {name}: {problem}"));
+            }
+        }
+        if desired.credentials.len() > MAX_CREDENTIALS {
+            let found = desired.credentials.len();
+            problems.push(format!(
+                "expected at most {MAX_CREDENTIALS} credentials, found {found}"
+            ));
+        }
+        let applied = Applied::new(number, desired).map_err(|more| {
+            problems.push(told(&more));
+            refuse(problems.join("\n"))
+        })?;
+        if problems.is_empty() {
+            Ok(applied)
+        } else {
+            Err(refuse(problems.join("\n")))
+        }
+    }
+
+    async fn compare(&self, applied: &Applied, next: &Applied) -> Result<Plan, Refusal> {
+        let leases = self.store.lease_counts().await.map_err(store_failed)?;
+        Ok(Plan {
+            base: applied.number,
+            changes: plan::changes(applied.side(), next.side(), &leases),
+        })
+    }
+}
+
+/// The credentials whose leases must be made anew: their engine or its settings changed, and what the
+/// lease holds is its own. A stored value at another path takes the old one's place in the same lease.
+fn remade(old: &Applied, new: &Applied) -> Vec<CredentialName> {
+    let is_kv = |config: &CredentialConfig| matches!(config.engine, EngineConfig::Kv { .. });
+    let changed = new.credentials.iter().filter(|(name, now)| {
+        let was = old.credentials.get(*name);
+        was.is_some_and(|was| was.engine != now.engine && !(is_kv(was) && is_kv(now)))
+    });
+    changed.map(|(name, _)| name.clone()).collect()
+}

@@ -1,0 +1,282 @@
+//! One whole answer: everything that a workload holds from now on, decided, recorded, durable, sealed.
+
+use super::issue::{Work, Written};
+use super::{Applied, Door, lock, store_failed, who};
+use crate::policy::{Decision, Subject};
+use crate::store::Lease;
+use mayfly_wire::admin::CredentialConfig;
+use mayfly_wire::audit::Event;
+use mayfly_wire::sealed::Sealer;
+use mayfly_wire::session::{Bundle, Granted, Hello, MAX_WANTED, Missing};
+use mayfly_wire::{Code, CredentialName, Evidence, KvPath, LeaseId, Refusal};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A session asks for its next bundle.
+pub struct Ask<'a> {
+    /// Who, by what the node established.
+    pub evidence: &'a Evidence,
+    /// The key to seal to, and what is wanted.
+    pub hello: &'a Hello,
+    /// The bundle's generation, from 1.
+    pub generation: u64,
+    /// What the session holds already, by its last bundle.
+    pub held: &'a BTreeMap<CredentialName, Held>,
+    /// What it was told that it does not get, so that the same is not recorded again.
+    pub missed: &'a BTreeMap<CredentialName, Code>,
+}
+
+/// What a session holds of one credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Milliseconds since the Unix epoch.
+    pub expires_at: u64,
+    /// Where a stored value came from, and its version.
+    pub value: Option<(KvPath, u64)>,
+}
+
+/// The answer.
+pub struct Served {
+    /// To be sent.
+    pub bundle: Bundle,
+    /// What the session held and holds no longer: to be sent before the bundle.
+    pub withdrawn: Vec<CredentialName>,
+    /// What it holds now.
+    pub held: BTreeMap<CredentialName, Held>,
+    /// What it does not get, and why.
+    pub missed: BTreeMap<CredentialName, Code>,
+    /// What policy grants, whether an engine could make it or not: changes of these concern it.
+    pub granted: BTreeSet<CredentialName>,
+}
+
+/// What policy says to one session.
+struct Verdict<'a> {
+    granted: Vec<(&'a CredentialConfig, Vec<String>)>,
+    denied: BTreeMap<CredentialName, Vec<String>>,
+}
+
+fn judge<'a>(
+    applied: &'a Applied,
+    subject: &Subject,
+    want: Option<&[CredentialName]>,
+) -> Verdict<'a> {
+    let mut verdict = Verdict {
+        granted: Vec::new(),
+        denied: BTreeMap::new(),
+    };
+    let mut decide = |name: &CredentialName, config: Option<&'a CredentialConfig>| {
+        let Decision { allowed, policies } = applied.judge().issue(subject, name);
+        match config {
+            Some(config) if allowed => verdict.granted.push((config, policies)),
+            _ => {
+                verdict.denied.insert(name.clone(), policies);
+            }
+        }
+    };
+    match want {
+        None => {
+            for (name, config) in applied.credentials() {
+                decide(name, Some(config));
+            }
+        }
+        Some(names) => {
+            for name in names.iter().collect::<BTreeSet<_>>() {
+                decide(name, applied.credential(name));
+            }
+        }
+    }
+    verdict
+}
+
+impl Door {
+    /// Decides, makes, records and seals everything that a session shall hold. The caller may send what
+    /// this returns: its records and leases are on disk.
+    ///
+    /// # Errors
+    /// [`Code::Denied`] when nothing is granted, [`Code::NotAttested`] for a workload that died,
+    /// [`Code::BadRequest`] for a hello that makes no sense, [`Code::Unavailable`] when record or lease
+    /// cannot be made durable.
+    pub async fn bundle(&self, ask: Ask<'_>) -> Result<Served, Refusal> {
+        let (evidence, hello) = (ask.evidence, ask.hello);
+        let want = hello.want.as_deref();
+        if want.is_some_and(|want| want.len() > MAX_WANTED) {
+            return Err(Code::BadRequest.into());
+        }
+        let (sealer, encapsulated) =
+            Sealer::new(&hello.public_key, &evidence.workload, ask.generation)
+                .map_err(|_| Refusal::from(Code::BadRequest))?;
+        let _turn = self.locks.turn(&evidence.workload).await;
+        if self.is_dead(&evidence.workload) {
+            return Err(Code::NotAttested.into());
+        }
+
+        let applied = self.applied();
+        let subject = applied.judge().subject(evidence).map_err(super::inside)?;
+        let mut verdict = judge(&applied, &subject, want);
+        let leases = self.store.leases_of(evidence.workload.clone()).await;
+        let mut leases: BTreeMap<CredentialName, Lease> = leases
+            .map_err(store_failed)?
+            .into_iter()
+            .map(|lease| (lease.credential.clone(), lease))
+            .collect();
+
+        let mut work = Work::new(self, evidence, sealer);
+        for name in verdict.denied.keys() {
+            if let Some(lease) = leases.remove(name) {
+                work.end(&lease, "withdrawn").await;
+            }
+        }
+        if want.is_none() {
+            // What is configured no longer.
+            let gone = leases.extract_if(.., |name, _| applied.credential(name).is_none());
+            for (_, lease) in gone.collect::<Vec<_>>() {
+                work.end(&lease, "withdrawn").await;
+            }
+        }
+        if verdict.granted.is_empty() {
+            return Err(self.deny(&ask, verdict.denied, work).await);
+        }
+
+        let mut served = Served {
+            bundle: Bundle {
+                generation: ask.generation,
+                encapsulated,
+                credentials: Vec::new(),
+                missing: Vec::new(),
+            },
+            withdrawn: Vec::new(),
+            held: BTreeMap::new(),
+            missed: BTreeMap::new(),
+            granted: BTreeSet::new(),
+        };
+        let miss =
+            |served: &mut Served, work: &mut Work<'_>, name: &CredentialName, code, event| {
+                if ask.missed.get(name) != Some(&code) {
+                    work.record(event);
+                }
+                served.missed.insert(name.clone(), code);
+                served.bundle.missing.push(Missing {
+                    name: name.clone(),
+                    refusal: code.into(),
+                });
+            };
+        if want.is_some() {
+            for (name, policies) in std::mem::take(&mut verdict.denied) {
+                let event = Event::Denied {
+                    who: who(evidence),
+                    credential: Some(name.clone()),
+                    policies,
+                };
+                miss(&mut served, &mut work, &name, Code::Denied, event);
+            }
+        }
+        for (number, (config, policies)) in verdict.granted.into_iter().enumerate() {
+            let name = &config.name;
+            served.granted.insert(name.clone());
+            let made = if number < MAX_WANTED {
+                let lease = leases.remove(name);
+                work.give(config, policies, lease, ask.held.get(name)).await
+            } else {
+                let reason = format!("policy grants more than the {MAX_WANTED} that fit a bundle");
+                Err((Code::TooMany, reason))
+            };
+            match made {
+                Ok((sealed, held)) => {
+                    served.held.insert(name.clone(), held);
+                    served.bundle.credentials.push(sealed);
+                }
+                Err((code, reason)) => {
+                    let event = Event::Failed {
+                        who: who(evidence),
+                        credential: name.clone(),
+                        reason,
+                    };
+                    miss(&mut served, &mut work, name, code, event);
+                }
+            }
+        }
+        let gone = ask
+            .held
+            .keys()
+            .filter(|name| !served.held.contains_key(*name));
+        served.withdrawn = gone.cloned().collect();
+        // A new session on old leases: its evidence is the latest.
+        let keep = ask.generation == 1 && !work.has_new() && self.is_new(evidence).await?;
+        self.write(work.finish(keep)).await?;
+        Ok(served)
+    }
+
+    async fn is_new(&self, evidence: &Evidence) -> Result<bool, Refusal> {
+        let known = self.store.workload(evidence.workload.clone()).await;
+        Ok(known
+            .map_err(store_failed)?
+            .is_none_or(|known| known.evidence != *evidence))
+    }
+
+    /// Nothing is granted: one record that names what forbade it, and what was held ends.
+    async fn deny(
+        &self,
+        ask: &Ask<'_>,
+        denied: BTreeMap<CredentialName, Vec<String>>,
+        mut work: Work<'_>,
+    ) -> Refusal {
+        lock(&self.refused).add(ask.evidence);
+        let mut names = denied.keys();
+        let only = match (&ask.hello.want, names.next(), names.next()) {
+            (Some(_), Some(only), None) => Some(only.clone()),
+            _ => None,
+        };
+        let policies: BTreeSet<String> = denied.into_values().flatten().collect();
+        work.record(Event::Denied {
+            who: who(ask.evidence),
+            credential: only,
+            policies: policies.into_iter().collect(),
+        });
+        match self.write(work.finish(false)).await {
+            Ok(()) => Code::Denied.into(),
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// Makes records and leases durable, both before anything leaves.
+    async fn write(&self, written: Written) -> Result<(), Refusal> {
+        let Written {
+            events,
+            ops,
+            new,
+            extended,
+        } = written;
+        let now = self.now_ms();
+        let commit = async {
+            if ops.is_empty() {
+                return Ok(());
+            }
+            self.store.commit(ops).await.map_err(store_failed)
+        };
+        let (recorded, committed) = tokio::join!(self.record_all(events), commit);
+        if recorded.is_err() && committed.is_ok() {
+            // Leases that nobody heard of and whose records may be missing: take them back.
+            for (lease, _) in &new {
+                self.end_silently(lease).await;
+            }
+        }
+        recorded.and(committed)?;
+        for (lease, expires_at) in new.iter().chain(&extended) {
+            self.schedule(lease, now, *expires_at);
+        }
+        Ok(())
+    }
+
+    /// Which credentials policy grants, without issuing any.
+    ///
+    /// # Errors
+    /// [`Code::Internal`].
+    pub fn granted(&self, evidence: &Evidence) -> Result<Granted, Refusal> {
+        let applied = self.applied();
+        let subject = applied.judge().subject(evidence).map_err(super::inside)?;
+        let granted = judge(&applied, &subject, None).granted.into_iter();
+        let credentials = granted.map(|(config, _)| config.name.clone()).collect();
+        Ok(Granted { credentials })
+    }
+}

@@ -1,0 +1,231 @@
+//! One credential for one session: made or given again, sealed at once, and what must be written about
+//! it collected. Nothing here is durable yet, and nothing has left.
+
+use super::{Door, Held, ended, who};
+use crate::engine::{IssueRequest, Issued};
+use crate::store::{Lease, LeaseState, Op, Source, Workload};
+use mayfly_wire::admin::CredentialConfig;
+use mayfly_wire::audit::Event;
+use mayfly_wire::sealed::Sealer;
+use mayfly_wire::session::{MAX_BUNDLE, SealedCredential, SealedField};
+use mayfly_wire::{Code, Evidence, LeaseId};
+
+/// Why a credential is not in the bundle: the client's code, and the cause for the record.
+type Missed = (Code, String);
+/// A credential for the bundle, and what the session then holds.
+type Made = (SealedCredential, Held);
+
+/// The work on one bundle.
+pub struct Work<'a> {
+    door: &'a Door,
+    evidence: &'a Evidence,
+    sealer: Sealer,
+    room: usize,
+    written: Written,
+}
+
+/// What must be on disk before the bundle leaves.
+#[derive(Default)]
+pub struct Written {
+    /// Records, in order.
+    pub events: Vec<Event>,
+    /// Changes of the store, one unit.
+    pub ops: Vec<Op>,
+    /// Leases that begin with this, with their expiry.
+    pub new: Vec<(LeaseId, u64)>,
+    /// Leases that go on with another expiry.
+    pub extended: Vec<(LeaseId, u64)>,
+}
+
+impl<'a> Work<'a> {
+    pub fn new(door: &'a Door, evidence: &'a Evidence, sealer: Sealer) -> Self {
+        Self {
+            door,
+            evidence,
+            sealer,
+            room: MAX_BUNDLE,
+            written: Written::default(),
+        }
+    }
+
+    pub fn record(&mut self, event: Event) {
+        self.written.events.push(event);
+    }
+
+    /// Ends a lease with this bundle. One that its engine cannot revoke now stays, and is looked at
+    /// again when it is due.
+    pub async fn end(&mut self, lease: &Lease, reason: &str) {
+        if let Err(error) = self.door.engines.of_lease(lease).revoke(lease).await {
+            tracing::error!(lease = %lease.id, %error, "a lease cannot be revoked yet");
+            self.door.timer.add(self.door.now_ms(), lease.id.clone());
+            return;
+        }
+        self.written.ops.push(Op::LeaseEnd(lease.id.clone()));
+        self.record(ended(lease, reason));
+    }
+
+    /// What must be written. `keep` says that the workload's evidence must be stored too; with a new
+    /// lease it always is.
+    pub fn finish(mut self, keep: bool) -> Written {
+        if keep || !self.written.new.is_empty() {
+            let workload = Workload {
+                evidence: self.evidence.clone(),
+                seen_at: self.door.now_ms(),
+            };
+            self.written.ops.push(Op::WorkloadPut(workload));
+        }
+        self.written
+    }
+
+    /// Whether a lease begins with this bundle.
+    pub fn has_new(&self) -> bool {
+        !self.written.new.is_empty()
+    }
+
+    /// Gives one credential: the one that the workload's lease stands for, or a new one.
+    pub async fn give(
+        &mut self,
+        config: &CredentialConfig,
+        policies: Vec<String>,
+        lease: Option<Lease>,
+        held: Option<&Held>,
+    ) -> Result<Made, Missed> {
+        let now = self.door.now_ms();
+        let lease = match lease {
+            Some(lease) if lease.expires_at <= now => {
+                self.end(&lease, "expired").await;
+                None
+            }
+            other => other,
+        };
+        match lease {
+            Some(lease) => self.again(config, policies, lease, held).await,
+            None => self.anew(config, policies, now).await,
+        }
+    }
+
+    async fn anew(
+        &mut self,
+        config: &CredentialConfig,
+        policies: Vec<String>,
+        now: u64,
+    ) -> Result<Made, Missed> {
+        let id = new_lease_id()?;
+        let engine = self.door.engines.of(&config.engine);
+        let request = IssueRequest {
+            credential: config,
+            evidence: self.evidence,
+            lease: &id,
+            now,
+        };
+        let issued = engine.issue(request).await;
+        let issued = issued.map_err(|error| (error.code(), error.to_string()))?;
+        let sealed = self.seal(config, &id, &issued)?;
+        self.written.ops.push(Op::LeaseInsert(Lease {
+            id: id.clone(),
+            workload: self.evidence.workload.clone(),
+            credential: config.name.clone(),
+            node: self.evidence.node.clone(),
+            name: self.evidence.display_name(),
+            state: LeaseState::Active,
+            issued_at: now,
+            expires_at: issued.expires_at,
+            source: issued.source,
+        }));
+        self.written.new.push((id.clone(), issued.expires_at));
+        self.record(Event::Issued {
+            who: who(self.evidence),
+            credential: config.name.clone(),
+            lease: id,
+            expires_at: issued.expires_at,
+            policies,
+            again: false,
+        });
+        Ok(sealed)
+    }
+
+    async fn again(
+        &mut self,
+        config: &CredentialConfig,
+        policies: Vec<String>,
+        lease: Lease,
+        held: Option<&Held>,
+    ) -> Result<Made, Missed> {
+        let engine = self.door.engines.of(&config.engine);
+        let issued = engine.reissue(config, &lease).await;
+        let issued = issued.map_err(|error| (error.code(), error.to_string()))?;
+        let sealed = self.seal(config, &lease.id, &issued)?;
+        if issued.source != lease.source || issued.expires_at != lease.expires_at {
+            self.written
+                .extended
+                .push((lease.id.clone(), issued.expires_at));
+            self.record(Event::Renewed {
+                workload: lease.workload.clone(),
+                credential: lease.credential.clone(),
+                lease: lease.id.clone(),
+                expires_at: issued.expires_at,
+            });
+            self.written.ops.push(Op::LeaseUpdate(Lease {
+                expires_at: issued.expires_at,
+                source: issued.source,
+                ..lease.clone()
+            }));
+        }
+        if held.is_none_or(|held| held.lease != lease.id) {
+            self.record(Event::Issued {
+                who: who(self.evidence),
+                credential: config.name.clone(),
+                lease: lease.id,
+                expires_at: issued.expires_at,
+                policies,
+                again: true,
+            });
+        }
+        Ok(sealed)
+    }
+
+    /// Seals the fields and drops them.
+    fn seal(
+        &mut self,
+        config: &CredentialConfig,
+        lease: &LeaseId,
+        issued: &Issued,
+    ) -> Result<Made, Missed> {
+        let size: usize = issued.fields.values().map(mayfly_wire::Secret::len).sum();
+        self.room = self.room.checked_sub(size).ok_or_else(|| {
+            let reason = format!("the bundle would be larger than {MAX_BUNDLE} bytes");
+            (Code::TooMany, reason)
+        })?;
+        let mut fields = Vec::with_capacity(issued.fields.len());
+        for (name, value) in &issued.fields {
+            let sealed = self.sealer.seal(lease, name, value);
+            let sealed = sealed.map_err(|error| (Code::Internal, error.to_string()))?;
+            fields.push(SealedField {
+                name: name.clone(),
+                sealed,
+            });
+        }
+        let sealed = SealedCredential {
+            name: config.name.clone(),
+            lease: lease.clone(),
+            expires_at: issued.expires_at,
+            layout: issued.layout,
+            fields,
+        };
+        let held = Held {
+            lease: lease.clone(),
+            expires_at: issued.expires_at,
+            value: match &issued.source {
+                Source::Kv { path, version } => Some((path.clone(), *version)),
+                Source::Sealed(_) => None,
+            },
+        };
+        Ok((sealed, held))
+    }
+}
+
+pub fn new_lease_id() -> Result<LeaseId, Missed> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|error| (Code::Internal, error.to_string()))?;
+    Ok(LeaseId::from_random(random))
+}

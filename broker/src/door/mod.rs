@@ -1,0 +1,262 @@
+//! The one door: (evidence, credential) → policy → engine → audit record and lease on disk → sealed
+//! answer. This module alone holds the engines and the store, and what it shows of them goes through
+//! policy and onto the record first. The rest of the broker holds a [`Door`].
+
+mod apply;
+mod bundle;
+mod ends;
+mod issue;
+mod known;
+mod operator;
+mod plan;
+mod renew;
+
+pub use apply::Applied;
+pub use bundle::{Ask, Held, Served};
+pub use operator::Operator;
+pub use renew::Renewal;
+
+use crate::audit::{AuditError, AuditLog};
+use crate::clock::Clock;
+use crate::engine::Engines;
+use crate::engine::kv::KvChange;
+use crate::leases::Timer;
+use crate::store::{Lease, Store, StoreError};
+use known::{Locks, Recent, Tombs};
+use mayfly_wire::audit::{Event, Who};
+use mayfly_wire::{Code, Evidence, LeaseId, Refusal, WorkloadKey};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use tokio::sync::broadcast;
+
+/// What a [`Door`] is made of.
+pub struct Parts {
+    /// Where everything is kept.
+    pub store: Arc<dyn Store>,
+    /// What makes credentials.
+    pub engines: Engines,
+    /// What writes the record.
+    pub audit: AuditLog,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Why the broker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The store does not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The audit log does not take records.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// The stored configuration is not one that this version understands.
+    #[error("the configuration in the store, number {number}: {problem}")]
+    Configuration {
+        /// Its number.
+        number: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// The door.
+pub struct Door {
+    store: Arc<dyn Store>,
+    engines: Engines,
+    audit: AuditLog,
+    clock: Arc<dyn Clock>,
+    applied: RwLock<Arc<Applied>>,
+    /// One turn for each workload, so that two requests at once give one lease.
+    locks: Locks,
+    /// Workloads that died: whoever is still on the way in for one gets nothing.
+    dead: Mutex<Tombs>,
+    /// Workloads that were refused lately, so that `mayfly explain` can say why.
+    refused: Mutex<Recent>,
+    /// One configuration is applied at a time.
+    applying: tokio::sync::Mutex<()>,
+    /// When leases are due.
+    timer: Timer,
+}
+
+impl Door {
+    /// Opens the door on what the store holds, and writes the record that the broker is up.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(parts: Parts) -> Result<Self, OpenError> {
+        let applied = apply::load(parts.store.as_ref()).await?;
+        let door = Self {
+            store: parts.store,
+            engines: parts.engines,
+            audit: parts.audit,
+            clock: parts.clock,
+            applied: RwLock::new(Arc::new(applied)),
+            locks: Locks::default(),
+            dead: Mutex::default(),
+            refused: Mutex::default(),
+            applying: tokio::sync::Mutex::default(),
+            timer: Timer::default(),
+        };
+        door.audit
+            .append(Event::Started {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            })
+            .await?;
+        door.schedule_all().await?;
+        Ok(door)
+    }
+
+    /// The configuration that stands.
+    #[must_use]
+    pub fn applied(&self) -> Arc<Applied> {
+        let applied = self.applied.read();
+        Arc::clone(&applied.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// When leases are due, for who renews them.
+    #[must_use]
+    pub fn timer(&self) -> &Timer {
+        &self.timer
+    }
+
+    /// Milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+
+    /// Each new version of a stored value, without the value.
+    #[must_use]
+    pub fn changes(&self) -> broadcast::Receiver<KvChange> {
+        self.engines.kv.changes()
+    }
+
+    /// Writes a record.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`]: what the record is about must not happen.
+    pub async fn record(&self, event: Event) -> Result<(), Refusal> {
+        match self.audit.append(event).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                tracing::error!(%error, "the audit log does not take a record");
+                Err(Code::Unavailable.into())
+            }
+        }
+    }
+
+    /// Writes records that belong together. They share one write.
+    async fn record_all(&self, events: Vec<Event>) -> Result<(), Refusal> {
+        let mut results = Vec::with_capacity(events.len());
+        for event in events {
+            results.push(self.audit.append(event));
+        }
+        // Polled together, so that the log groups them; see `all`.
+        all(results)
+            .await
+            .into_iter()
+            .try_for_each(|result| match result {
+                Ok(_) => Ok(()),
+                Err(error) => {
+                    tracing::error!(%error, "the audit log does not take a record");
+                    Err(Code::Unavailable.into())
+                }
+            })
+    }
+
+    fn is_dead(&self, workload: &WorkloadKey) -> bool {
+        lock(&self.dead).contains(workload)
+    }
+
+    /// Puts a lease on the clock: two thirds of its life from now it is renewed.
+    fn schedule(&self, lease: &LeaseId, now: u64, expires_at: u64) {
+        self.timer.add(renew::due(now, expires_at), lease.clone());
+    }
+
+    async fn schedule_all(&self) -> Result<(), StoreError> {
+        const PAGE: u32 = 1000;
+        let applied = self.applied();
+        let mut after = None;
+        loop {
+            let page = self.store.leases(after.take(), PAGE).await?;
+            for lease in &page {
+                let ttl = applied
+                    .credential(&lease.credential)
+                    .map_or(0, |c| c.ttl_seconds);
+                let from = lease.expires_at.saturating_sub(ttl.saturating_mul(1000));
+                self.schedule(&lease.id, from, lease.expires_at);
+            }
+            let full = page.len() >= PAGE as usize;
+            match page.last() {
+                Some(last) if full => after = Some(last.id.clone()),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Drives futures of one kind together and gives their results in order.
+async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    use std::task::Poll;
+    let mut waiting: Vec<_> = futures
+        .into_iter()
+        .map(|future| Some(Box::pin(future)))
+        .collect();
+    let mut done: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();
+    std::future::poll_fn(move |context| {
+        let mut pending = false;
+        for (slot, result) in waiting.iter_mut().zip(&mut done) {
+            if let Some(future) = slot {
+                match future.as_mut().poll(context) {
+                    Poll::Ready(output) => {
+                        *result = Some(output);
+                        *slot = None;
+                    }
+                    Poll::Pending => pending = true,
+                }
+            }
+        }
+        if pending {
+            Poll::Pending
+        } else {
+            Poll::Ready(done.iter_mut().filter_map(Option::take).collect())
+        }
+    })
+    .await
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Who a record is about.
+fn who(evidence: &Evidence) -> Who {
+    Who {
+        workload: evidence.workload.clone(),
+        name: evidence.display_name(),
+        node: evidence.node.clone(),
+        assurance: evidence.assurance.as_str().to_owned(),
+        lacking: evidence.lacking.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn ended(lease: &Lease, reason: &str) -> Event {
+    Event::Ended {
+        workload: lease.workload.clone(),
+        credential: lease.credential.clone(),
+        lease: lease.id.clone(),
+        reason: reason.to_owned(),
+    }
+}
+
+/// The client's answer when the store fails; the cause goes to the log.
+fn store_failed(error: StoreError) -> Refusal {
+    tracing::error!(%error, "the store fails");
+    Code::Unavailable.into()
+}
+
+/// The client's answer to what cannot happen; the cause goes to the log.
+fn inside(error: impl std::fmt::Display) -> Refusal {
+    tracing::error!(%error, "a fault of this program");
+    Code::Internal.into()
+}

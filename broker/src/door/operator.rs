@@ -1,0 +1,450 @@
+//! What operators may do: each act goes through policy and onto the record, whether it was allowed or
+//! not. Values that they read or write pass through here and nowhere else.
+
+use super::{Door, lock, store_failed};
+use crate::engine::EngineError;
+use crate::policy::entity;
+use cedar_policy::Entity;
+use mayfly_wire::admin::{
+    AuditReport, ExplainedPolicy, Explanation, KvEntry, KvPut, KvValue, KvVersion, LeaseInfo,
+    SecretText,
+};
+use mayfly_wire::audit::Event;
+use mayfly_wire::{
+    Code, CredentialName, Evidence, FieldName, KvPath, LeaseId, Refusal, Secret, WorkloadKey,
+};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use tokio::sync::broadcast;
+
+/// Leases read in one go.
+const PAGE: u32 = 1000;
+/// Most audit lines that one request gives.
+const MAX_LINES: usize = 100_000;
+
+/// Who administers the broker, by the peer credentials of the admin socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operator {
+    /// User id.
+    pub uid: u32,
+    /// Whether it is root or the broker's own user.
+    pub owner: bool,
+}
+
+impl Operator {
+    /// The name in records: `uid:0`.
+    #[must_use]
+    pub fn label(&self) -> String {
+        format!("uid:{}", self.uid)
+    }
+
+    pub(super) fn entity(&self) -> Result<Entity, Refusal> {
+        entity::operator(self.uid, self.owner).map_err(super::inside)
+    }
+}
+
+/// One act, as policy and record name it.
+struct Act<'a> {
+    /// The action of the schema.
+    action: &'a str,
+    /// The word in records.
+    recorded: &'a str,
+    resource: String,
+    version: Option<u64>,
+    value_hmac: Option<String>,
+}
+
+impl<'a> Act<'a> {
+    fn on(action: &'a str, recorded: &'a str, resource: impl ToString) -> Self {
+        Self {
+            action,
+            recorded,
+            resource: resource.to_string(),
+            version: None,
+            value_hmac: None,
+        }
+    }
+}
+
+/// The operator's answer when an engine fails: the cause, because the caller is an operator.
+fn engine_failed(error: EngineError) -> Refusal {
+    tracing::warn!(%error, "an operator's request fails");
+    Refusal::because(error.code(), error.to_string())
+}
+
+impl Door {
+    fn may(&self, operator: &Operator, action: &str, on: Entity) -> Result<(), Refusal> {
+        let decision = self
+            .applied()
+            .judge()
+            .operator(&operator.entity()?, action, on);
+        if decision.allowed {
+            return Ok(());
+        }
+        let why = match decision.policies.as_slice() {
+            [] => "no policy permits it".to_owned(),
+            policies => format!("forbidden by {}", policies.join(", ")),
+        };
+        let label = operator.label();
+        Err(Refusal::because(
+            Code::Denied,
+            format!("{label} may not {action}: {why}"),
+        ))
+    }
+
+    /// Judges an act and puts it on record; nothing happens without the record.
+    async fn allow(&self, operator: &Operator, act: Act<'_>, on: Entity) -> Result<(), Refusal> {
+        let judged = self.may(operator, act.action, on);
+        self.record(Event::Operator {
+            operator: operator.label(),
+            action: act.recorded.to_owned(),
+            resource: act.resource,
+            allowed: judged.is_ok(),
+            version: act.version,
+            value_hmac: act.value_hmac,
+        })
+        .await?;
+        judged
+    }
+
+    /// Judges and records an act on the broker itself.
+    pub(super) async fn allow_broker(
+        &self,
+        operator: &Operator,
+        action: &str,
+    ) -> Result<(), Refusal> {
+        let act = Act::on(action, action, "broker");
+        self.allow(operator, act, entity::broker().map_err(super::inside)?)
+            .await
+    }
+
+    /// Whether an operator may see how the broker is. Too small an act for the record.
+    ///
+    /// # Errors
+    /// [`Code::Denied`].
+    pub fn may_see_status(&self, operator: &Operator) -> Result<(), Refusal> {
+        self.may(operator, "status", entity::broker().map_err(super::inside)?)
+    }
+
+    /// Judges and records that a node is added.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::Unavailable`].
+    pub async fn allow_node(&self, operator: &Operator, name: &str) -> Result<(), Refusal> {
+        let on = entity::node(name).map_err(super::inside)?;
+        self.allow(operator, Act::on("node_add", "node.add", name), on)
+            .await
+    }
+
+    /// Adds a version of a value.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::Conflict`], [`Code::BadRequest`] for what is no value or too large,
+    /// [`Code::Unavailable`].
+    pub async fn kv_put(
+        &self,
+        operator: &Operator,
+        path: &KvPath,
+        put: KvPut,
+    ) -> Result<KvVersion, Refusal> {
+        let mut fields: BTreeMap<FieldName, Secret> = BTreeMap::new();
+        for (name, value) in put.fields {
+            let value = value.decode().map_err(|expected| {
+                Refusal::because(Code::BadRequest, format!("field {name}: {expected}"))
+            })?;
+            fields.insert(name, value);
+        }
+        let hmac = self
+            .audit
+            .key()
+            .value_hmac(&fields)
+            .map_err(super::inside)?;
+        let current = self
+            .store
+            .kv(path.clone(), None)
+            .await
+            .map_err(store_failed)?;
+        let next = current.map_or(0, |row| row.version) + 1;
+        let act = |version| Act {
+            version: Some(version),
+            value_hmac: Some(hmac.clone()),
+            ..Act::on("kv_put", "kv.put", path)
+        };
+        let on = || entity::kv_path(path.as_str()).map_err(super::inside);
+        self.allow(operator, act(next), on()?).await?;
+        let made = self.engines.kv.put(path, fields, put.if_version).await;
+        let made = made.map_err(engine_failed)?;
+        if made.version != next {
+            // Another put came between: the record must name the version that this one made.
+            self.allow(operator, act(made.version), on()?).await?;
+        }
+        Ok(made)
+    }
+
+    /// Reads a version, or the current one.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::NotFound`], [`Code::Unavailable`].
+    pub async fn kv_get(
+        &self,
+        operator: &Operator,
+        path: &KvPath,
+        version: Option<u64>,
+    ) -> Result<KvValue, Refusal> {
+        let read = self.engines.kv.get(path, version).await;
+        let act = Act {
+            version: read.as_ref().map_or(version, |read| Some(read.version)),
+            ..Act::on("kv_get", "kv.get", path)
+        };
+        let on = entity::kv_path(path.as_str()).map_err(super::inside)?;
+        self.allow(operator, act, on).await?;
+        let read = read.map_err(engine_failed)?;
+        let fields = read.fields.iter();
+        Ok(KvValue {
+            path: path.clone(),
+            version: read.version,
+            fields: fields
+                .map(|(name, value)| (name.clone(), SecretText::encode(value)))
+                .collect(),
+        })
+    }
+
+    /// Adds a deletion mark.
+    ///
+    /// # Errors
+    /// As [`Door::kv_get`].
+    pub async fn kv_delete(
+        &self,
+        operator: &Operator,
+        path: &KvPath,
+    ) -> Result<KvVersion, Refusal> {
+        let on = entity::kv_path(path.as_str()).map_err(super::inside)?;
+        self.allow(operator, Act::on("kv_delete", "kv.delete", path), on)
+            .await?;
+        self.engines.kv.delete(path).await.map_err(engine_failed)
+    }
+
+    /// Every version of a value, oldest first, without the values.
+    ///
+    /// # Errors
+    /// As [`Door::kv_get`].
+    pub async fn kv_history(
+        &self,
+        operator: &Operator,
+        path: &KvPath,
+    ) -> Result<Vec<KvVersion>, Refusal> {
+        let on = entity::kv_path(path.as_str()).map_err(super::inside)?;
+        self.allow(operator, Act::on("kv_history", "kv.history", path), on)
+            .await?;
+        self.engines.kv.history(path).await.map_err(engine_failed)
+    }
+
+    /// Every path, without the values.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::Unavailable`].
+    pub async fn kv_list(&self, operator: &Operator) -> Result<Vec<KvEntry>, Refusal> {
+        self.allow_broker(operator, "kv_list").await?;
+        self.engines.kv.list().await.map_err(engine_failed)
+    }
+
+    /// Every workload that holds leases or was refused lately, and how many leases it has.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::Unavailable`].
+    pub async fn workloads(
+        &self,
+        operator: &Operator,
+    ) -> Result<Vec<(Arc<Evidence>, u64)>, Refusal> {
+        self.allow_broker(operator, "workloads").await?;
+        let mut counts: HashMap<WorkloadKey, u64> = HashMap::new();
+        self.each_lease(|lease| *counts.entry(lease.workload).or_default() += 1)
+            .await?;
+        let known = self.known().await?.into_iter();
+        Ok(known
+            .map(|evidence| {
+                let count = counts.get(&evidence.workload).copied().unwrap_or(0);
+                (evidence, count)
+            })
+            .collect())
+    }
+
+    async fn known(&self) -> Result<Vec<Arc<Evidence>>, Refusal> {
+        let stored = self.store.workloads(None).await.map_err(store_failed)?;
+        let mut known: Vec<_> = stored
+            .into_iter()
+            .map(|workload| Arc::new(workload.evidence))
+            .collect();
+        let refused = lock(&self.refused).all();
+        let unknown = refused.into_iter().filter(|evidence| {
+            known
+                .iter()
+                .all(|known: &Arc<Evidence>| known.workload != evidence.workload)
+        });
+        let unknown: Vec<_> = unknown.collect();
+        known.extend(unknown);
+        Ok(known)
+    }
+
+    /// Why a workload, given by id or name, gets a credential, or does not.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::NotFound`], [`Code::Conflict`] if several workloads have that name,
+    /// [`Code::Unavailable`].
+    pub async fn explain(
+        &self,
+        operator: &Operator,
+        workload: &str,
+        credential: &CredentialName,
+    ) -> Result<Explanation, Refusal> {
+        self.allow_broker(operator, "explain").await?;
+        let mut known = self.known().await?;
+        known.retain(|one| one.workload.id() == workload || one.display_name() == workload);
+        let evidence = match known.as_slice() {
+            [only] => only,
+            [] => {
+                let message = format!(
+                    "no workload {workload:?} holds a lease or was refused lately; see `mayfly \
+                     workloads`"
+                );
+                return Err(Refusal::because(Code::NotFound, message));
+            }
+            several => {
+                let ids: Vec<_> = several.iter().map(|one| one.workload.id()).collect();
+                let message = format!("{workload:?} names several: {}", ids.join(", "));
+                return Err(Refusal::because(Code::Conflict, message));
+            }
+        };
+        let applied = self.applied();
+        let subject = applied.judge().subject(evidence).map_err(super::inside)?;
+        let decision = applied.judge().issue(&subject, credential);
+        let find = |id: &String| applied.judge().explain(id).cloned();
+        let decided_by: Vec<ExplainedPolicy> = decision.policies.iter().filter_map(find).collect();
+        let name = evidence.display_name();
+        let by = decision.policies.join(", ");
+        let summary = if applied.credential(credential).is_none() {
+            format!("{credential} is not configured, so nobody gets it.")
+        } else if decision.allowed {
+            format!("{name} gets {credential}, by {by}.")
+        } else if decided_by.is_empty() {
+            format!("{name} does not get {credential}: no policy permits it.")
+        } else {
+            let reasons = decided_by
+                .iter()
+                .filter_map(|policy| policy.reason.as_deref());
+            let reasons = reasons.collect::<Vec<_>>().join("; ");
+            let colon = if reasons.is_empty() { "" } else { ": " };
+            format!("{name} does not get {credential}, by {by}{colon}{reasons}.")
+        };
+        Ok(Explanation {
+            workload: evidence.workload.id(),
+            name,
+            credential: credential.clone(),
+            allowed: decision.allowed,
+            decided_by,
+            summary,
+        })
+    }
+
+    /// Every live lease.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::Unavailable`].
+    pub async fn leases(&self, operator: &Operator) -> Result<Vec<LeaseInfo>, Refusal> {
+        use crate::store::Source;
+        self.allow_broker(operator, "leases").await?;
+        let mut leases = Vec::new();
+        self.each_lease(|lease| {
+            leases.push(LeaseInfo {
+                lease: lease.id,
+                workload: lease.workload,
+                name: lease.name,
+                credential: lease.credential,
+                issued_at: lease.issued_at,
+                expires_at: lease.expires_at,
+                version: match lease.source {
+                    Source::Kv { version, .. } => Some(version),
+                    Source::Sealed(_) => None,
+                },
+            });
+        })
+        .await?;
+        Ok(leases)
+    }
+
+    async fn each_lease(&self, mut f: impl FnMut(crate::store::Lease)) -> Result<(), Refusal> {
+        let mut after: Option<LeaseId> = None;
+        loop {
+            let page = self
+                .store
+                .leases(after.take(), PAGE)
+                .await
+                .map_err(store_failed)?;
+            let full = page.len() >= PAGE as usize;
+            after = page.last().map(|lease| lease.id.clone());
+            page.into_iter().for_each(&mut f);
+            if !full {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How many leases live.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`].
+    pub async fn lease_count(&self) -> Result<u64, Refusal> {
+        Ok(self
+            .store
+            .lease_counts()
+            .await
+            .map_err(store_failed)?
+            .values()
+            .sum())
+    }
+
+    /// How many workloads of each node hold leases.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`].
+    pub async fn workloads_by_node(&self) -> Result<HashMap<String, u64>, Refusal> {
+        let mut counts = HashMap::new();
+        for workload in self.store.workloads(None).await.map_err(store_failed)? {
+            *counts.entry(workload.evidence.node).or_default() += 1;
+        }
+        Ok(counts)
+    }
+
+    /// Number of the last audit record.
+    #[must_use]
+    pub fn audit_seq(&self) -> u64 {
+        self.audit.head().get().seq
+    }
+
+    /// The last lines of the audit log, and each new one from then on.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::Unavailable`].
+    pub async fn audit_tail(
+        &self,
+        operator: &Operator,
+        count: usize,
+    ) -> Result<(Vec<String>, broadcast::Receiver<Arc<str>>), Refusal> {
+        self.allow_broker(operator, "audit_read").await?;
+        // Subscribed first, so that none is lost between; one that comes twice has a sequence number.
+        let lines = self.audit.subscribe();
+        let last = self.audit.tail(count.min(MAX_LINES)).await;
+        let last = last.map_err(|error| Refusal::because(Code::Unavailable, error.to_string()))?;
+        Ok((last, lines))
+    }
+
+    /// Checks the whole audit log.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::Unavailable`].
+    pub async fn audit_verify(&self, operator: &Operator) -> Result<AuditReport, Refusal> {
+        self.allow_broker(operator, "audit_verify").await?;
+        let report = self.audit.verify().await;
+        report.map_err(|error| Refusal::because(Code::Unavailable, error.to_string()))
+    }
+}

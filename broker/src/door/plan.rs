@@ -1,0 +1,265 @@
+//! What an `apply` would change: a pure comparison of two configurations.
+
+use crate::policy::Judge;
+use mayfly_wire::CredentialName;
+use mayfly_wire::admin::{Change, ChangeAction, CredentialConfig, Desired, EngineConfig};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One side of the comparison.
+#[derive(Clone, Copy)]
+pub struct Side<'a> {
+    pub desired: &'a Desired,
+    pub judge: &'a Judge,
+}
+
+/// Every change from `old` to `new`: credentials by name, then policies by id, then the hardened rules.
+pub fn changes(
+    old: Side<'_>,
+    new: Side<'_>,
+    leases: &BTreeMap<CredentialName, u64>,
+) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let by_name = |desired: &'_ Desired| -> BTreeMap<CredentialName, CredentialConfig> {
+        let credentials = desired.credentials.iter();
+        credentials
+            .map(|config| (config.name.clone(), config.clone()))
+            .collect()
+    };
+    let (before, after) = (by_name(old.desired), by_name(new.desired));
+    for name in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
+        let (action, details) = match (before.get(name), after.get(name)) {
+            (None, Some(now)) => (ChangeAction::Create, described(now)),
+            (Some(_), None) => (ChangeAction::Delete, Vec::new()),
+            (Some(was), Some(now)) if was != now => (ChangeAction::Update, differences(was, now)),
+            _ => continue,
+        };
+        changes.push(Change {
+            action,
+            kind: "credential".to_owned(),
+            name: name.to_string(),
+            details,
+            leases: leases.get(name).copied().unwrap_or(0),
+        });
+    }
+
+    let all = leases.values().sum();
+    let touched = |scope: Option<&str>| match scope {
+        Some(only) => {
+            let named = leases.iter().find(|(name, _)| name.as_str() == only);
+            named.map_or(0, |(_, count)| *count)
+        }
+        None => all,
+    };
+    let (before, after) = (old.judge.given(), new.judge.given());
+    for id in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
+        let (action, details, scope) = match (before.get(id), after.get(id)) {
+            (None, Some(now)) => (ChangeAction::Create, Vec::new(), now.credential.as_deref()),
+            (Some(was), None) => (ChangeAction::Delete, Vec::new(), was.credential.as_deref()),
+            (Some(was), Some(now)) if was.text != now.text => {
+                let same = was.credential == now.credential;
+                let scope = now.credential.as_deref().filter(|_| same);
+                (ChangeAction::Update, vec!["its text".to_owned()], scope)
+            }
+            _ => continue,
+        };
+        changes.push(Change {
+            action,
+            kind: "policy".to_owned(),
+            name: (*id).clone(),
+            details,
+            leases: touched(scope),
+        });
+    }
+    if old.desired.hardened != new.desired.hardened {
+        let (was, now) = (old.desired.hardened, new.desired.hardened);
+        changes.push(Change {
+            action: ChangeAction::Update,
+            kind: "policy".to_owned(),
+            name: "hardened".to_owned(),
+            details: vec![format!("hardened: {was} → {now}")],
+            leases: all,
+        });
+    }
+    changes
+}
+
+/// The settings of a credential, in the order in which they are shown.
+fn settings(config: &CredentialConfig) -> Vec<(String, String)> {
+    let mut settings = vec![("ttl".to_owned(), duration(config.ttl_seconds))];
+    let mut add = |name: &str, value: String| settings.push((name.to_owned(), value));
+    match &config.engine {
+        EngineConfig::Kv { path } => {
+            add("engine", "kv".to_owned());
+            add("path", path.to_string());
+        }
+        EngineConfig::Jwt {
+            algorithm,
+            audience,
+            subject,
+            claims,
+        } => {
+            add("engine", "jwt".to_owned());
+            add("algorithm", format!("{algorithm:?}"));
+            add("audience", audience.join(", "));
+            add("subject", subject.clone());
+            for (name, value) in claims {
+                add(&format!("claim {name}"), value.clone());
+            }
+        }
+    }
+    settings
+}
+
+fn described(config: &CredentialConfig) -> Vec<String> {
+    let settings = settings(config).into_iter();
+    settings
+        .map(|(name, value)| format!("{name}: {value}"))
+        .collect()
+}
+
+fn differences(was: &CredentialConfig, now: &CredentialConfig) -> Vec<String> {
+    let (was, now) = (settings(was), settings(now));
+    let find = |list: &[(String, String)], name: &str| {
+        let found = list.iter().find(|(known, _)| known == name);
+        found.map_or_else(|| "(none)".to_owned(), |(_, value)| value.clone())
+    };
+    let mut names: Vec<&String> = now.iter().map(|(name, _)| name).collect();
+    for (name, _) in &was {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let pairs = names
+        .into_iter()
+        .map(|name| (name, find(&was, name), find(&now, name)));
+    let changed = pairs.filter(|(_, was, now)| was != now);
+    changed
+        .map(|(name, was, now)| format!("{name}: {was} → {now}"))
+        .collect()
+}
+
+/// `90s`, `15m`, `2h`, `1d`.
+fn duration(seconds: u64) -> String {
+    for (unit, length) in [("d", 86_400), ("h", 3600), ("m", 60)] {
+        if seconds >= length && seconds.is_multiple_of(length) {
+            return format!("{}{unit}", seconds / length);
+        }
+    }
+    format!("{seconds}s")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mayfly_wire::admin::{JwtAlgorithm, PolicyFile};
+
+    fn kv(name: &str, ttl_seconds: u64, path: &str) -> CredentialConfig {
+        CredentialConfig {
+            name: name.parse().unwrap(),
+            ttl_seconds,
+            engine: EngineConfig::Kv {
+                path: path.parse().unwrap(),
+            },
+        }
+    }
+
+    fn permit(id: &str, resource: &str) -> String {
+        format!(
+            "@id(\"{id}\") permit (principal is Mayfly::Workload, action == \
+             Mayfly::Action::\"issue\", resource{resource});"
+        )
+    }
+
+    fn desired(credentials: Vec<CredentialConfig>, policies: &str) -> Desired {
+        let file = PolicyFile {
+            file: "p.cedar".into(),
+            text: policies.into(),
+        };
+        Desired {
+            credentials,
+            policies: vec![file],
+            hardened: false,
+        }
+    }
+
+    fn compare(old: &Desired, new: &Desired) -> Vec<String> {
+        let (was, now) = (Judge::new(old), Judge::new(new));
+        let (Ok(was), Ok(now)) = (&was, &now) else {
+            panic!("a policy is bad")
+        };
+        let leases = BTreeMap::from([("a".parse().unwrap(), 3), ("b".parse().unwrap(), 4)]);
+        let (old, new) = (
+            Side {
+                desired: old,
+                judge: was,
+            },
+            Side {
+                desired: new,
+                judge: now,
+            },
+        );
+        let changes = changes(old, new, &leases).into_iter();
+        changes
+            .map(|c| {
+                let details = c.details.join("; ");
+                format!(
+                    "{:?} {} {} [{details}] {}",
+                    c.action, c.kind, c.name, c.leases
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn nothing_changes_nothing() {
+        let same = desired(vec![kv("a", 60, "x")], &permit("p", ""));
+        assert!(compare(&same, &same).is_empty());
+    }
+
+    #[test]
+    fn every_kind_of_change_is_told_with_the_leases_it_touches() {
+        let old = desired(
+            vec![kv("a", 900, "x"), kv("b", 60, "y")],
+            &format!(
+                "{}\n{}",
+                permit("p", ""),
+                permit("q", " == Mayfly::Credential::\"a\"")
+            ),
+        );
+        let jwt = CredentialConfig {
+            name: "b".parse().unwrap(),
+            ttl_seconds: 90,
+            engine: EngineConfig::Jwt {
+                algorithm: JwtAlgorithm::EdDsa,
+                audience: vec!["api".into()],
+                subject: "s".into(),
+                claims: BTreeMap::new(),
+            },
+        };
+        let new = Desired {
+            hardened: true,
+            ..desired(
+                vec![kv("a", 300, "x"), jwt, kv("c", 86_400, "z")],
+                &format!(
+                    "{} {}",
+                    permit("q", " == Mayfly::Credential::\"a\"").replace(");", ") when { true };"),
+                    permit("r", " == Mayfly::Credential::\"c\"")
+                ),
+            )
+        };
+        assert_eq!(
+            compare(&old, &new),
+            [
+                "Update credential a [ttl: 15m → 5m] 3",
+                "Update credential b [ttl: 1m → 90s; engine: kv → jwt; algorithm: (none) → EdDsa; \
+                 audience: (none) → api; subject: (none) → s; path: y → (none)] 4",
+                "Create credential c [ttl: 1d; engine: kv; path: z] 0",
+                "Delete policy p [] 7",
+                "Update policy q [its text] 3",
+                "Create policy r [] 0",
+                "Update policy hardened [hardened: false → true] 7",
+            ]
+        );
+        assert_eq!(compare(&new, &old).len(), 7);
+    }
+}

@@ -1,0 +1,171 @@
+//! One session: its bundles down, its acknowledgements up.
+
+use super::{Hub, Registration};
+use crate::door::{Ask, Held, Served};
+use mayfly_node::upstream::Session;
+use mayfly_wire::audit::Event;
+use mayfly_wire::link::SessionRequest;
+use mayfly_wire::session::{ClientMessage, PROTOCOL, ServerMessage};
+use mayfly_wire::{Code, CredentialName, Refusal};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::mpsc;
+
+/// Messages that a session may leave unread before it is dropped.
+const UNREAD: usize = 8;
+/// Acknowledgements that may wait.
+const UP: usize = 8;
+
+struct State {
+    hub: Arc<Hub>,
+    request: SessionRequest,
+    down: mpsc::Sender<ServerMessage>,
+    generation: u64,
+    held: BTreeMap<CredentialName, Held>,
+    missed: BTreeMap<CredentialName, Code>,
+    registration: Registration,
+}
+
+/// Opens a session and hands over its first bundle.
+pub async fn open(hub: &Arc<Hub>, request: SessionRequest) -> Result<Session, Refusal> {
+    let (down, receiver) = mpsc::channel(UNREAD);
+    let (up, from_client) = mpsc::channel(UP);
+    let session = Session { up, down: receiver };
+    let workload = request.evidence.workload.clone();
+    let hello = ServerMessage::Hello {
+        protocol: PROTOCOL,
+        workload: workload.clone(),
+    };
+    let registration = hub.register(&workload)?;
+    let mut state = State {
+        hub: Arc::clone(hub),
+        request,
+        down,
+        generation: 0,
+        held: BTreeMap::new(),
+        missed: BTreeMap::new(),
+        registration,
+    };
+    let changes = hub.changes.load(Ordering::SeqCst);
+    let served = state.next().await?;
+    let once = state.request.once;
+    let sent = state.down.try_send(hello).is_ok() && state.send(served);
+    if !sent {
+        return Err(Code::Internal.into());
+    }
+    if !once {
+        if hub.changes.load(Ordering::SeqCst) != changes {
+            state.registration.entry.wake.notify_one();
+        }
+        tokio::spawn(Box::pin(run(state, from_client)));
+    }
+    Ok(session)
+}
+
+async fn run(mut state: State, mut up: mpsc::Receiver<ClientMessage>) {
+    let entry = Arc::clone(&state.registration.entry);
+    loop {
+        tokio::select! {
+            () = entry.wake.notified() => {
+                if entry.closed.load(Ordering::SeqCst) || !state.refresh().await {
+                    return;
+                }
+            }
+            message = up.recv() => match message {
+                Some(ClientMessage::Ack { generation }) => {
+                    if !state.acknowledge(generation).await {
+                        return;
+                    }
+                }
+                Some(ClientMessage::Pong {}) => {}
+                None => return,
+            },
+        }
+    }
+}
+
+impl State {
+    /// Makes the next bundle.
+    async fn next(&mut self) -> Result<Served, Refusal> {
+        let ask = Ask {
+            evidence: &self.request.evidence,
+            hello: &self.request.hello,
+            generation: self.generation + 1,
+            held: &self.held,
+            missed: &self.missed,
+        };
+        self.hub.door.bundle(ask).await
+    }
+
+    /// Hands a bundle over, after what it withdraws. Says no when the session does not drain.
+    fn send(&mut self, served: Served) -> bool {
+        let Served {
+            bundle,
+            withdrawn,
+            held,
+            missed,
+            granted,
+        } = served;
+        self.generation = bundle.generation;
+        self.held = held;
+        self.missed = missed;
+        self.registration.concern(granted);
+        self.withdraw(withdrawn) && self.down.try_send(ServerMessage::Bundle(bundle)).is_ok()
+    }
+
+    fn withdraw(&self, names: Vec<CredentialName>) -> bool {
+        names.is_empty()
+            || self
+                .down
+                .try_send(ServerMessage::Withdraw { names })
+                .is_ok()
+    }
+
+    /// Something changed: a new bundle. Says whether the session goes on.
+    async fn refresh(&mut self) -> bool {
+        let hub = Arc::clone(&self.hub);
+        let Ok(_turn) = hub.turns.acquire().await else {
+            return false;
+        };
+        match self.next().await {
+            Ok(served) if served.held == self.held && served.missed == self.missed => {
+                self.registration.concern(served.granted);
+                true
+            }
+            Ok(served) => {
+                let sent = self.send(served);
+                if !sent {
+                    let workload = self.registration.workload.id();
+                    tracing::warn!(workload, "a session does not drain and is dropped");
+                }
+                sent
+            }
+            Err(refusal) if refusal.code.is_transient() => {
+                // What it holds stays good until it expires; the sidecar comes back for more.
+                let _ = self.down.try_send(ServerMessage::Refused(refusal));
+                false
+            }
+            Err(refusal) => {
+                let names = self.held.keys().cloned().collect();
+                let _ = self.withdraw(names);
+                let _ = self.down.try_send(ServerMessage::Refused(refusal));
+                false
+            }
+        }
+    }
+
+    /// The sidecar published a bundle: on record. Says whether the session goes on.
+    async fn acknowledge(&self, generation: u64) -> bool {
+        let last = &self.registration.entry.acknowledged;
+        if generation > self.generation || generation <= last.load(Ordering::SeqCst) {
+            return true;
+        }
+        last.store(generation, Ordering::SeqCst);
+        let event = Event::Acknowledged {
+            workload: self.registration.workload.clone(),
+            generation,
+        };
+        self.hub.door.record(event).await.is_ok()
+    }
+}
