@@ -32,12 +32,14 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets --locked -- -D warnings
 
+# Always the whole workspace: naming one package would build its dependencies again, with fewer
+# features.
 unit:
-	cargo test --release --workspace --exclude mayfly-tests --locked $(as_root)
+	cargo test --release --workspace --locked $(as_root) -- --skip e2e::
 
 # One at a time: the suites measure, and they share two container engines.
 e2e: setup build
-	cargo test --release -p mayfly-tests --locked $(as_root) -- --test-threads=1
+	cargo test --release --workspace --test e2e --locked $(as_root) -- --test-threads=1
 
 # In this order, so that the cheapest check fails first.
 test:

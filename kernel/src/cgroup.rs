@@ -3,6 +3,7 @@
 
 #![expect(unsafe_code, reason = "nix has no open_by_handle_at(2)")]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
@@ -63,4 +64,51 @@ pub fn open_by_id(mount: impl AsFd, id: u64) -> io::Result<OwnedFd> {
 pub fn parent(directory: impl AsFd) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     Ok(openat(directory, "..", flags, Mode::empty())?)
+}
+
+/// Opens a file of a cgroup for reading.
+///
+/// # Errors
+///
+/// ENOENT if its controller is not enabled there, or the cgroup is gone.
+pub fn open_in(directory: impl AsFd, name: &str) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    Ok(File::from(openat(directory, name, flags, Mode::empty())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hierarchy that is mounted here, and a cgroup made in it for the test.
+    fn made() -> (File, std::path::PathBuf) {
+        let text = std::fs::read("/proc/self/mountinfo").unwrap();
+        let mount = crate::mountinfo::mounts(&text)
+            .map(Result::unwrap)
+            .find(|mount| mount.filesystem == b"cgroup2")
+            .expect("a cgroup2 hierarchy");
+        let root = std::path::PathBuf::from(String::from_utf8(mount.point.into_owned()).unwrap());
+        let own = root.join(format!("mayfly-kernel-{}", std::process::id()));
+        (File::open(root).unwrap(), own)
+    }
+
+    #[test]
+    fn a_cgroup_is_found_by_its_id_until_it_is_gone() {
+        let (root, own) = made();
+        let inner = own.join("inner");
+        std::fs::create_dir_all(&inner).unwrap();
+        let wanted = id(File::open(&inner).unwrap()).unwrap();
+        let found = open_by_id(&root, wanted).unwrap();
+        assert_eq!(id(&found).unwrap(), wanted);
+        let outer = parent(&found).unwrap();
+        assert_eq!(id(&outer).unwrap(), id(File::open(&own).unwrap()).unwrap());
+        assert_eq!(id(parent(&outer).unwrap()).unwrap(), 1);
+        assert!(open_in(&found, "cgroup.events").is_ok());
+        std::fs::remove_dir(&inner).unwrap();
+        std::fs::create_dir(&inner).unwrap();
+        let gone = open_by_id(&root, wanted).unwrap_err();
+        assert_eq!(gone.raw_os_error(), Some(libc::ESTALE));
+        std::fs::remove_dir(&inner).unwrap();
+        std::fs::remove_dir(&own).unwrap();
+    }
 }

@@ -7,6 +7,7 @@ pub mod alloc;
 pub mod caps;
 pub mod cgroup;
 pub mod container;
+pub mod dirwatch;
 pub mod entry;
 pub mod keyring;
 pub mod memory;

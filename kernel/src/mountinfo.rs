@@ -8,6 +8,8 @@ pub const MOST_BYTES: usize = 1 << 20;
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount<'a> {
+    /// Major and minor number of the filesystem's device: which filesystem it is.
+    pub device: &'a [u8],
     /// Which directory (or file) of the filesystem is mounted. The kernel's word: renaming the mount
     /// point does not change it.
     pub root: Cow<'a, [u8]>,
@@ -38,8 +40,9 @@ pub fn mounts(text: &[u8]) -> impl Iterator<Item = Result<Mount<'_>, Malformed>>
 
 fn mount(line: &[u8]) -> Option<Mount<'_>> {
     let mut fields = line.split(|byte| *byte == b' ');
-    // The ids of the mount and its parent, and the device.
-    let root = fields.nth(3)?;
+    // After the ids of the mount and its parent.
+    let device = fields.nth(2)?;
+    let root = fields.next()?;
     let point = fields.next()?;
     let options = fields.next()?;
     // Then any number of optional fields, ended by a hyphen.
@@ -47,6 +50,7 @@ fn mount(line: &[u8]) -> Option<Mount<'_>> {
     let filesystem = fields.next()?;
     let filesystem_options = fields.nth(1)?;
     Some(Mount {
+        device,
         root: unescape(root),
         point: unescape(point),
         mount_read_only: has(options, b"ro"),

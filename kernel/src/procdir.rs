@@ -1,12 +1,16 @@
 //! One process's directory in `/proc`, held open: what is read through it is that process's or
 //! nothing, even when its pid is used again.
 
+#![expect(unsafe_code, reason = "neither std nor nix has statx(2)")]
+
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::sched::CloneFlags;
 use nix::sys::stat::Mode;
 
 use crate::ns::{Kind, Namespace};
@@ -52,6 +56,20 @@ impl ProcDir {
     }
 }
 
+impl ProcDir {
+    /// Where the process's root directory is.
+    ///
+    /// # Errors
+    ///
+    /// ESRCH if the process is gone, EACCES without the right to trace it.
+    pub fn root(&self) -> io::Result<Place> {
+        match place(self.0.as_fd(), c"root") {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Err(Errno::ESRCH.into()),
+            other => other,
+        }
+    }
+}
+
 /// The directory lives on, but what it stands for has gone: procfs then finds no names in it.
 fn gone(error: Errno) -> Errno {
     match error {
@@ -88,6 +106,60 @@ pub fn path_of(descriptor: impl AsFd) -> io::Result<std::ffi::OsString> {
     Ok(readlinkat(nix::fcntl::AT_FDCWD, link.as_str())?)
 }
 
+/// Where a process's root directory is: chroot(2) changes it, and with it what `mountinfo` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    device: (u32, u32),
+    inode: u64,
+    mount: u64,
+}
+
+/// statx(2), with the mount's id (Linux 5.8), which nix lacks.
+fn place(directory: BorrowedFd<'_>, path: &CStr) -> io::Result<Place> {
+    let wanted = libc::STATX_INO | libc::STATX_MNT_ID;
+    // SAFETY: a struct of numbers, all of which may be zero.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends with a zero, and the kernel writes one `struct statx`.
+    Errno::result(unsafe {
+        libc::statx(
+            directory.as_raw_fd(),
+            path.as_ptr(),
+            0,
+            wanted,
+            &raw mut found,
+        )
+    })?;
+    if found.stx_mask & wanted != wanted {
+        return Err(Errno::ENOSYS.into());
+    }
+    Ok(Place {
+        device: (found.stx_dev_major, found.stx_dev_minor),
+        inode: found.stx_ino,
+        mount: found.stx_mnt_id,
+    })
+}
+
+/// Where the root of a mount namespace is: what a process in it has as its root directory until it
+/// calls chroot(2). Looks from a thread of its own, which enters the namespace and ends.
+///
+/// # Errors
+///
+/// Those of setns(2) and statx(2).
+pub fn place_of_root(mounts: &Namespace) -> io::Result<Place> {
+    let look = || {
+        // A mount namespace can only be entered by a thread that shares its root with no other.
+        nix::sched::unshare(CloneFlags::CLONE_FS)?;
+        nix::sched::setns(mounts.as_fd(), CloneFlags::CLONE_NEWNS)?;
+        place(nix::fcntl::AT_FDCWD, c"/")
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, look)?;
+        thread
+            .join()
+            .map_err(|_| io::Error::other("the looking thread failed"))?
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,5 +193,40 @@ mod tests {
         assert_eq!(gone.raw_os_error(), Some(libc::ESRCH));
         let gone = directory.namespace(Kind::User).unwrap_err();
         assert_eq!(gone.raw_os_error(), Some(libc::ESRCH));
+    }
+    #[test]
+    fn a_changed_root_is_seen() {
+        let ours = ProcDir::open(std::process::id()).unwrap();
+        let mounts = ours.namespace(Kind::Mount).unwrap();
+        assert_eq!(ours.root().unwrap(), place_of_root(&mounts).unwrap());
+        let mut child = Command::new("/usr/sbin/chroot")
+            .args(["/", "/bin/cat"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let same = ProcDir::open(child.id()).unwrap().root().unwrap();
+        assert_eq!(same, ours.root().unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // A root that is a directory of the same filesystem, with what `cat` needs bound to it.
+        let mut child = Command::new("/usr/bin/unshare")
+            .args([
+                "-m",
+                "sh",
+                "-c",
+                "mount -t tmpfs none /mnt && mkdir /mnt/r && \
+                 mount --rbind / /mnt/r && exec chroot /mnt/r /bin/sh -c 'echo; exec cat'",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0];
+        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        let theirs = ProcDir::open(child.id()).unwrap();
+        let mounts = theirs.namespace(Kind::Mount).unwrap();
+        assert_ne!(theirs.root().unwrap(), place_of_root(&mounts).unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

@@ -6,12 +6,11 @@
 
 use std::fmt;
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use mayfly_kernel::dirwatch::DirWatch;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{Mode, fstatat};
 
 use crate::exit::{CONFIGURATION, Failure};
@@ -95,36 +94,23 @@ pub fn withdraw(dir: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Wakes the one who waits when something changes in the directory.
-pub struct Watch {
-    dir: PathBuf,
-    /// `None` where inotify is refused or its limits are used up: then the caller's clock must do.
-    inotify: Option<Inotify>,
+/// Wakes the one who waits, by a signal, when something changes in the directory.
+pub struct Watch<'a> {
+    dir: &'a Path,
+    /// `None` while it cannot be watched: then the caller's clock must do.
+    current: Option<DirWatch>,
 }
 
-impl Watch {
-    pub fn new(dir: &Path) -> Self {
-        let flags = InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC;
-        Self {
-            dir: dir.to_owned(),
-            inotify: Inotify::init(flags).ok(),
-        }
+impl<'a> Watch<'a> {
+    pub fn new(dir: &'a Path) -> Self {
+        Self { dir, current: None }
     }
 
-    /// Empties the queue and makes sure that the directory is watched which is there now: it may
-    /// have come into being, or been mounted over. Call it before looking, so that no change falls
-    /// between.
-    pub fn renew(&self) {
-        let Some(inotify) = &self.inotify else { return };
-        while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
-        let flags = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
-        // Adding it again is no change. A failure is the clock's case.
-        let _ = inotify.add_watch(&self.dir, flags | AddWatchFlags::IN_ONLYDIR);
-    }
-
-    /// What to poll for reading.
-    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.inotify.as_ref().map(AsFd::as_fd)
+    /// Makes sure that the directory is watched which is there now: it may have come into being, or
+    /// been mounted over. Call it before looking, so that no change falls between.
+    pub fn renew(&mut self) {
+        // The new one is made before the old one goes.
+        self.current = DirWatch::new(self.dir).ok();
     }
 }
 
@@ -132,6 +118,7 @@ impl Watch {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
 
     struct Dir(PathBuf);
 

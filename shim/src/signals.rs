@@ -1,7 +1,7 @@
 //! Signals as a queue, and what becomes of each.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use mayfly_kernel::process;
@@ -56,11 +56,9 @@ impl Signals {
         self.before
     }
 
-    /// Waits until a signal came, `also` is readable, or the time is over (`None`: no end).
-    pub fn wait(&self, also: Option<BorrowedFd<'_>>, time: Option<Duration>) -> io::Result<()> {
-        let also = also.map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
-        let queue = PollFd::new(self.queue.as_fd(), PollFlags::POLLIN);
-        let mut watched: Vec<PollFd<'_>> = [queue].into_iter().chain(also).collect();
+    /// Waits until a signal came, or the time is over (`None`: no end).
+    pub fn wait(&self, time: Option<Duration>) -> io::Result<()> {
+        let mut watched = [PollFd::new(self.queue.as_fd(), PollFlags::POLLIN)];
         let time = match time {
             // Rounded up, or the last millisecond would be spent spinning.
             Some(time) => {

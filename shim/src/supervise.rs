@@ -13,7 +13,7 @@ use crate::sidecar::{Death, Sidecar};
 use crate::signals::{Fate, Signals, ends};
 use crate::{app, harden, say};
 
-/// How often the directory is looked at while it is waited for, besides when inotify tells.
+/// How often the directory is looked at while it is waited for, besides when it tells a change.
 const LOOK: Duration = Duration::from_millis(50);
 
 struct Shim<'a> {
@@ -73,7 +73,7 @@ impl Shim<'_> {
     /// Waits until the bundle is complete, or says which signal ended the waiting.
     fn first_bundle(&mut self) -> Result<Option<i32>, Failure> {
         let deadline = Instant::now() + self.run.timeout;
-        let watch = Watch::new(&self.run.dir);
+        let mut watch = Watch::new(&self.run.dir);
         loop {
             watch.renew();
             let Some(missing) = missing(&self.run.dir, &self.run.wait) else {
@@ -88,9 +88,7 @@ impl Shim<'_> {
                 sidecar.start_if_due(now, self.signals.mask_before())?;
                 time = sidecar.due_in(now).map_or(time, |due| due.min(time));
             }
-            self.signals
-                .wait(watch.descriptor(), Some(time))
-                .map_err(lost)?;
+            self.signals.wait(Some(time)).map_err(lost)?;
             while let Some(number) = self.signals.next_number().map_err(lost)? {
                 if number == libc::SIGCHLD {
                     match self.bury(None).1 {
@@ -122,7 +120,7 @@ impl Shim<'_> {
                 }
                 time = sidecar.due_in(now);
             }
-            self.signals.wait(None, time).map_err(lost)?;
+            self.signals.wait(time).map_err(lost)?;
             while let Some(fate) = self.signals.next().map_err(lost)? {
                 match fate {
                     Fate::Reap => {
@@ -169,7 +167,7 @@ impl Shim<'_> {
         let deadline = Instant::now() + self.run.grace;
         while asked && self.sidecar.as_ref().is_some_and(Sidecar::is_running) {
             let left = deadline.saturating_duration_since(Instant::now());
-            let waited = self.signals.wait(None, Some(left));
+            let waited = self.signals.wait(Some(left));
             while let Ok(Some(_)) = self.signals.next() {}
             // How it ended is of no use any more.
             let _ = self.bury(None);

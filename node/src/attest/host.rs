@@ -22,6 +22,8 @@ pub(crate) struct Host {
     pub lacking: BTreeSet<Facility>,
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
+    /// Id of the pid namespace that counts as the host's: the node's own.
+    pub own_pid_namespace: u64,
     /// The cgroup hierarchies.
     pub cgroups: Cgroups,
     /// Inodes of the namespaces that count as the host's, beside the first of each kind: the node's
@@ -78,14 +80,23 @@ impl Host {
                 Some(facility) => !facilities.has(facility),
                 None => !cgroups.has_v2(),
             });
-        Ok(Self {
+        let mut host = Self {
             lacking: lacking.collect(),
             facilities,
             boot_id: boot_id.trim_end().to_owned(),
+            own_pid_namespace: 0,
             cgroups,
             namespaces,
             nsfs,
-        })
+        };
+        let own = File::open("/proc/self/ns/pid")
+            .and_then(|file| host.namespace_id(&Namespace::from(OwnedFd::from(file))));
+        host.own_pid_namespace = own.map_err(|cause| AttestSetupError::Lacking {
+            what: "/proc/self/ns/pid",
+            cause,
+            remedy: "mount proc on /proc",
+        })?;
+        Ok(host)
     }
 
     /// Whether a namespace is one of the host's. Those are never gone, so that inodes tell.

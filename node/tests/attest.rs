@@ -1,0 +1,11 @@
+//! Attestation on a real kernel: containers of bare namespaces and cgroups, and what they try. Needs
+//! root.
+
+mod attest {
+    pub mod bench;
+    pub mod forbidden;
+    pub mod found;
+    pub mod harness;
+    pub mod senders;
+    pub mod watched;
+}

@@ -1,0 +1,246 @@
+//! Containers without an engine: a cgroup in each hierarchy, and unshare(1).
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use mayfly_kernel::mountinfo::mounts;
+use mayfly_kernel::socket::{Received, recv};
+use mayfly_node::attest::{AttestConfig, AttestError, Attested, Attestor, Peer};
+use mayfly_wire::Facility;
+
+/// A name that no other test has.
+pub fn unique(name: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("mayfly-{}-{count}-{name}", std::process::id())
+}
+
+/// A cgroup of the same path in each hierarchy that names containers.
+pub struct Cgroup {
+    directories: Vec<PathBuf>,
+}
+
+impl Cgroup {
+    /// Makes it, in the roots.
+    pub fn new(name: &str) -> Self {
+        let text = fs::read("/proc/self/mountinfo").unwrap();
+        let roots = mounts(&text).map(Result::unwrap).filter(|mount| {
+            let options = String::from_utf8_lossy(mount.filesystem_options);
+            let mut options = options.split(',');
+            mount.filesystem == b"cgroup2"
+                || (mount.filesystem == b"cgroup" && options.any(|o| o == "pids" || o == "memory"))
+        });
+        let roots = roots.map(|mount| PathBuf::from(String::from_utf8(mount.point.into_owned()).unwrap()));
+        let name = unique(name);
+        Self::made(roots.map(|root| root.join(&name)).collect())
+    }
+
+    /// Makes one inside of it.
+    pub fn inside(&self, name: &str) -> Self {
+        Self::made(self.directories.iter().map(|outer| outer.join(name)).collect())
+    }
+
+    fn made(directories: Vec<PathBuf>) -> Self {
+        assert!(!directories.is_empty(), "no cgroup hierarchy is mounted");
+        for directory in &directories {
+            fs::create_dir(directory).unwrap_or_else(|error| {
+                panic!("cannot make {} ({error}): these tests need root", directory.display())
+            });
+        }
+        Self { directories }
+    }
+
+    /// A command that joins it and then becomes these words.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let joined: String = self
+            .directories
+            .iter()
+            .map(|directory| format!("echo $$ > {}/cgroup.procs && ", directory.display()))
+            .collect();
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &format!("{joined}exec \"$@\""), "sh"]).args(words);
+        command
+    }
+
+    /// Its directory in the v2 hierarchy.
+    pub fn v2(&self) -> &Path {
+        self.directories
+            .iter()
+            .find(|directory| directory.join("cgroup.events").exists())
+            .expect("cgroup2 is mounted")
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        for directory in &self.directories {
+            // Its processes may not be gone yet.
+            while fs::remove_dir(directory).is_err() && directory.exists() {
+                if Instant::now() > deadline {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+/// What every container here has of its own.
+pub const NAMESPACES: [&str; 8] = [
+    "unshare", "--pid", "--mount", "--ipc", "--uts", "--net", "--fork", "--kill-child",
+];
+
+/// A process that does as it is told.
+pub struct Told {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Told {
+    /// Starts it as the words say, in a cgroup.
+    pub fn start(cgroup: &Cgroup, words: &[&str]) -> Self {
+        let program = std::env::current_exe().unwrap();
+        let program = program.parent().unwrap().with_file_name("examples").join("attest_peer");
+        let words = [words, &[program.to_str().unwrap()]].concat();
+        let mut child = cgroup
+            .command(&words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let input = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut told = Self {
+            child,
+            input,
+            output,
+        };
+        assert_eq!(told.line(), "ready", "{words:?}");
+        told
+    }
+
+    /// Makes it do something; answers what it said on the way.
+    pub fn tell(&mut self, order: &str) -> Vec<String> {
+        writeln!(self.input, "{order}").unwrap();
+        let mut said = Vec::new();
+        loop {
+            match self.line() {
+                line if line == "done" => return said,
+                line => said.push(line),
+            }
+        }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert!(self.output.read_line(&mut line).unwrap() > 0, "it ended early");
+        line.trim_end().to_owned()
+    }
+
+    /// Kills it, and waits until it is dead.
+    pub fn kill(&mut self) {
+        let _gone = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A node's end: an attestor, and a socket that it listens on.
+pub struct Node {
+    pub attestor: Attestor,
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Node {
+    pub fn new(forbid: &[Facility]) -> Self {
+        let attestor = Attestor::new(AttestConfig {
+            node: "test".to_owned(),
+            engine_sockets: Vec::new(),
+            forbid: forbid.to_vec(),
+        })
+        .unwrap();
+        let path = std::env::temp_dir().join(unique("socket"));
+        let listener = UnixListener::bind(&path).unwrap();
+        attestor.listener_options(&listener).unwrap();
+        Self {
+            attestor,
+            listener,
+            path,
+        }
+    }
+
+    /// Has a process connect, and prove itself if it must.
+    pub fn connected(&self, told: &mut Told) -> (UnixStream, Peer) {
+        let (stream, peer) = self.connecting(told);
+        let peer = peer.unwrap();
+        if let Some(nonce) = peer.nonce() {
+            told.tell(&format!("send {nonce}"));
+            let (text, received) = receive(&stream);
+            peer.prove(&text, &received).unwrap();
+        }
+        (stream, peer)
+    }
+
+    /// Has a process connect.
+    pub fn connecting(&self, told: &mut Told) -> (UnixStream, Result<Peer, AttestError>) {
+        told.tell(&format!("connect {}", self.path.display()));
+        let (stream, _) = self.listener.accept().unwrap();
+        let peer = self.attestor.connected(&stream);
+        (stream, peer)
+    }
+
+    /// Attests a peer.
+    pub fn attest(&self, peer: &Peer) -> Result<Attested, AttestError> {
+        runtime().block_on(self.attestor.attest(peer))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _gone = fs::remove_file(&self.path);
+    }
+}
+
+/// Receives one message.
+pub fn receive(stream: &UnixStream) -> (String, Received) {
+    let mut buffer = [0; 256];
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match recv(stream, &mut buffer) {
+            Ok(received) => {
+                let text = String::from_utf8(buffer[..received.len].to_vec()).unwrap();
+                return (text, received);
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                assert!(Instant::now() < deadline, "nothing came");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// A runtime as the node's.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// A container of its own, with the process in it.
+pub fn container(name: &str) -> (Cgroup, Told) {
+    let cgroup = Cgroup::new(name);
+    let told = Told::start(&cgroup, &NAMESPACES);
+    (cgroup, told)
+}
