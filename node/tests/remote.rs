@@ -1,6 +1,6 @@
 //! The node's side of the node link, against a small server that speaks as `mayfly_wire::link` says.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers fail the test")]
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
 mod link_server;
 

@@ -5,9 +5,14 @@
 //! - `POST /v1/session` with a [`Hello`] as its body and `Connection: upgrade`, `Upgrade:
 //!   mayfly-session`. The answer is `101` and then, both ways, one JSON message a line:
 //!   [`ServerMessage`] down, [`ClientMessage`] up.
+//!   The node pings, the broker does not, and pings and pongs go no further than the node. A client
+//!   only ever answers: it sends no more messages than it got.
+//! - `GET /v1/whoami` answers with the workload's key, its short id, its display name, and the
+//!   assurance: `{"workload", "id", "name", "assurance"}`.
 //! - `GET /v1/credentials` answers with [`Granted`].
-//! - `GET /v1/credentials/NAME` answers with `{"name", "lease", "expires_at", "fields": {NAME: base64}}`; `GET /v1/credentials/NAME/FIELD` with that
-//!   field's bytes alone. These are the only answers in the clear.
+//! - `GET /v1/credentials/NAME` answers with `{"name", "lease", "expires_at", "fields": {NAME:
+//!   base64}}`; `GET /v1/credentials/NAME/FIELD` with that field's bytes alone. These are the only
+//!   answers in the clear.
 //!
 //! A refusal is a [`Refusal`](crate::Refusal) in JSON with its code's HTTP status.
 
@@ -24,6 +29,8 @@ pub const SOCKET: &str = "/run/mayfly/workload.sock";
 pub const SESSION_PATH: &str = "/v1/session";
 /// Path of the one-shot form.
 pub const CREDENTIALS_PATH: &str = "/v1/credentials";
+/// Path of the question "who am I".
+pub const WHOAMI_PATH: &str = "/v1/whoami";
 /// The protocol named in `Upgrade`.
 pub const UPGRADE: &str = "mayfly-session";
 /// Header that carries the nonce of a kernel without SO_PEERPIDFD, both ways.
@@ -41,7 +48,7 @@ pub const MAX_VALUE: usize = 256 * 1024;
 pub const MAX_BUNDLE: usize = 2 * 1024 * 1024;
 /// Most credentials that one session can ask for.
 pub const MAX_WANTED: usize = 256;
-/// How often the server pings, in seconds. Either side gives up after three silent intervals.
+/// How often the node pings, in seconds. Either side gives up after three silent intervals.
 pub const PING_SECONDS: u64 = 20;
 
 /// How a sidecar opens a session.

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use mayfly_wire::link::SessionRequest;
 use mayfly_wire::session::{
     CREDENTIALS_PATH, Hello, MAX_WANTED, NONCE_HEADER, PROTOCOL, SESSION_PATH,
-    UPGRADE as PROTOCOL_NAME,
+    UPGRADE as PROTOCOL_NAME, WHOAMI_PATH,
 };
 use mayfly_wire::{Assurance, Code, CredentialName, Evidence, FieldName, WorkloadKey};
 use serde::Serialize;
@@ -26,8 +26,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-/// Path of the question "who am I".
-const WHOAMI_PATH: &str = "/v1/whoami";
 /// Most bytes of a request's body: a [`Hello`] with [`MAX_WANTED`] names of the greatest length.
 const MAX_BODY: usize = 32 * 1024;
 

@@ -1,0 +1,260 @@
+//! The workload socket, from inside real containers (of bare namespaces) and from outside of any.
+//! Needs root, cgroup v2, bash, util-linux and curl.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test's helpers fail the test"
+)]
+
+mod support;
+
+use mayfly_wire::link::Watched;
+use mayfly_wire::{Assurance, Facility};
+use std::time::Duration;
+use support::container::Container;
+use support::{Node, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_brings_bundles_and_ends_with_its_container() {
+    let node = Node::start(|_| {}).await;
+    let client = Container::hostile(&["session", node.path()]);
+    client.says("bundle 1 orders-db/value=first").await;
+    let evidence = node.broker.evidence();
+    assert_eq!(evidence.workload.cgroup_id, client.cgroup_id());
+    assert_eq!(evidence.assurance, Assurance::Kernel);
+    assert_eq!(evidence.node, "node-1");
+    client
+        .says(&format!("hello {}", evidence.workload.id()))
+        .await;
+
+    node.broker.value.send_replace("second".into());
+    client.says("bundle 2 orders-db/value=second").await;
+    until("an acknowledgement", || {
+        (*node.broker.acknowledged.borrow() == 2).then_some(())
+    })
+    .await;
+
+    let killed = client.kill();
+    let (told, dead) = until("the report", || node.broker.deaths().first().cloned()).await;
+    assert_eq!(dead, evidence.workload);
+    let took = told - killed;
+    println!("death_to_report {took:?}");
+    assert!(took < Duration::from_millis(200), "{took:?}");
+    until("the end of the session", || {
+        (*node.broker.open.borrow() == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_gets_one_credential_in_the_clear() {
+    let node = Node::start(|_| {}).await;
+    let get = |path: &str| {
+        let url = format!("http://localhost{path}");
+        Container::run(&[
+            "curl",
+            "-sS",
+            "--unix-socket",
+            node.path(),
+            &url,
+            "-w",
+            "\n%{http_code}\n",
+        ])
+    };
+    let whole = get("/v1/credentials/orders-db");
+    whole.says("200").await;
+    let answer: serde_json::Value = serde_json::from_str(&whole.says("{").await).unwrap();
+    assert_eq!(answer["fields"]["value"], "Zmlyc3Q");
+    assert_eq!(answer["name"], "orders-db");
+    assert!(node.broker.sessions.lock().unwrap().last().unwrap().once);
+
+    let field = get("/v1/credentials/orders-db/value");
+    field.says("200").await;
+    assert_eq!(field.output(), "first\n200");
+    get("/v1/credentials/orders-db/none").says("404").await;
+    get("/v1/credentials/..%2f").says("404").await;
+
+    let list = get("/v1/credentials");
+    list.says("200").await;
+    list.says(r#"{"credentials":["orders-db"]}"#).await;
+
+    let who = get("/v1/whoami");
+    who.says("200").await;
+    let who: serde_json::Value = serde_json::from_str(&who.says("{").await).unwrap();
+    assert_eq!(who["assurance"], "kernel");
+    assert_eq!(who["id"].as_str().unwrap().len(), 12);
+    until("the end of the sessions", || {
+        (*node.broker.open.borrow() == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_refuses_is_passed_on() {
+    let node = Node::start(|_| {}).await;
+    *node.broker.refuse.lock().unwrap() = Some(mayfly_wire::Code::Denied);
+    Container::hostile(&["session", node.path()])
+        .says("status 403")
+        .await;
+    *node.broker.refuse.lock().unwrap() = Some(mayfly_wire::Code::Sealed);
+    let url = "http://localhost/v1/credentials/orders-db";
+    let client = Container::run(&["curl", "-sS", "--unix-socket", node.path(), url]);
+    client.says(r#"{"code":"sealed""#).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_from_one_container_leaves_others_served() {
+    let node = Node::start(|_| {}).await;
+    let flood = Container::hostile(&["flood", node.path(), "2000"]);
+    flood.says("flooding").await;
+    let start = std::time::Instant::now();
+    let other = Container::hostile(&["session", node.path()]);
+    other.says("bundle 1").await;
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    let refused = flood.says("refused ").await;
+    let refused: usize = refused.trim_start_matches("refused ").parse().unwrap();
+    assert!(refused >= 1900, "{refused}");
+    // A record or two, not one a try.
+    let count = || {
+        let records = node.broker.refusals("too_many");
+        let count: u64 = records.iter().map(|record| record.count).sum();
+        (count >= 1900).then_some(records.len())
+    };
+    assert!(until("reports of it", count).await <= 5);
+    other.says("bundle 1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_passed_descriptor_ends_the_connection() {
+    let node = Node::start(|_| {}).await;
+    let client = Container::hostile(&["descriptor", node.path()]);
+    client.says(r#"answer """#).await;
+    let refused = until("a report", || {
+        node.broker.refusals("descriptors_passed").pop()
+    })
+    .await;
+    assert_eq!(refused.count, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_is_of_no_use_in_another_container() {
+    let node = Node::start(|_| {}).await;
+    let meeting = node.directory.0.join("meeting");
+    let meeting = meeting.to_str().unwrap();
+    let connector = Container::hostile(&["hand-over", node.path(), meeting]);
+    connector.says("waiting").await;
+    let thief = Container::hostile(&["take-over", meeting]);
+    let got = thief.says("sent ").await;
+    assert!(got.ends_with(r#"answer """#), "{got}");
+    until("a report", || {
+        node.broker.refusals("sender_in_other_container").pop()
+    })
+    .await;
+    assert!(node.broker.sessions.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_so_peerpidfd_the_caller_repeats_a_nonce() {
+    let node = Node::start(|config| config.forbid = vec![Facility::SoPeerpidfd]).await;
+    let client = Container::hostile(&["nonce", node.path(), "/v1/whoami"]);
+    client.says("first 401").await;
+    client.says("wrong 403").await;
+    let right = client.says("right 200").await;
+    assert!(right.contains("\"assurance\":\"kernel\""), "{right}");
+    until("a report", || node.broker.refusals("peer_unproven").pop()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_answer_or_read_is_cut_off() {
+    let node = Node::start(|config| {
+        config.limits.ping_seconds = 1;
+        config.limits.write_seconds = 1;
+    })
+    .await;
+    let answering = Container::hostile(&["session", node.path()]);
+    let mute = Container::hostile(&["session", node.path(), "mute"]);
+    mute.says("bundle 1").await;
+    answering.says("bundle 1").await;
+    mute.says("refused TooSlow").await;
+    mute.says("end").await;
+    until("the end of one session", || {
+        (*node.broker.open.borrow() == 1).then_some(())
+    })
+    .await;
+    assert!(!answering.output().contains("end"));
+
+    // More than fits into a socket's buffers.
+    node.broker.value.send_replace("x".repeat(1 << 20));
+    answering.says("bundle 2").await;
+    let deaf = Container::hostile(&["session", node.path(), "deaf"]);
+    deaf.says("status 101").await;
+    until("the end of the deaf one", || {
+        let slow = node.broker.refusals("too_slow");
+        let deaf = slow
+            .iter()
+            .any(|refusal| refusal.detail.contains("did not read"));
+        (deaf && *node.broker.open.borrow() == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_is_reported_until_the_broker_takes_it() {
+    let node = Node::start(|_| {}).await;
+    let client = Container::hostile(&["session", node.path()]);
+    client.says("bundle 1").await;
+    *node.broker.fail_events.lock().unwrap() = 5;
+    client.kill();
+    let (_, dead) = until("the report", || node.broker.deaths().pop()).await;
+    assert_eq!(dead.cgroup_id, client.cgroup_id());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_restarts_watches_on() {
+    let mut node = Node::start(|_| {}).await;
+    let mut watched = Vec::new();
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let client = Container::hostile(&["session", node.path()]);
+        client.says("bundle 1").await;
+        let evidence = node.broker.evidence();
+        watched.push(Watched {
+            workload: evidence.workload,
+            init_pid: evidence.init_pid,
+            init_start_time: evidence.init_start_time,
+        });
+        clients.push(client);
+    }
+    node.stop().await;
+    for client in &clients {
+        client.says("refused Unavailable").await;
+        client.says("end").await;
+    }
+    // One dies while no node is there to see it.
+    clients.remove(0);
+    assert!(node.broker.deaths().is_empty());
+    *node.broker.to_watch.lock().unwrap() = watched.clone();
+    node.restart().await;
+    let (_, dead) = until("its report", || node.broker.deaths().pop()).await;
+    assert_eq!(dead, watched[0].workload);
+    let starting = node
+        .broker
+        .heartbeats
+        .lock()
+        .unwrap()
+        .last()
+        .unwrap()
+        .starting;
+    assert!(starting);
+
+    let killed = clients[0].kill();
+    let (told, dead) = until("the other report", || node.broker.deaths().get(1).cloned()).await;
+    assert_eq!(dead, watched[1].workload);
+    assert!(
+        told - killed < Duration::from_millis(200),
+        "{:?}",
+        told - killed
+    );
+}
