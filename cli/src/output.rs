@@ -8,9 +8,9 @@ use std::io::{self, Write};
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// For people.
+    // For people.
     Table,
-    /// For programs.
+    // For programs.
     Json,
 }
 

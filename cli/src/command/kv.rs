@@ -1,7 +1,7 @@
 //! `kv`: values that the broker stores.
 
 use crate::client::Client;
-use crate::command::secret_input::{self, FieldFile};
+use crate::command::secret_input;
 use crate::failure::Failure;
 use crate::output::{Out, clean, table};
 use crate::when;
@@ -57,11 +57,11 @@ pub struct PutArgs {
     /// Where it shall stand: orders/db
     path: KvPath,
     /// The file with the value, or - for standard input
-    #[arg(value_name = "FILE", value_parser = secret_input::parse_source, conflicts_with = "field")]
+    #[arg(value_name = "FILE", conflicts_with = "field")]
     file: Option<PathBuf>,
     /// One field and the file with its value (or -); repeat for several
-    #[arg(long, value_name = "NAME=FILE", value_parser = secret_input::parse_field)]
-    field: Vec<FieldFile>,
+    #[arg(long, value_name = "NAME=FILE")]
+    field: Vec<String>,
     /// Refuse unless this is the current version; 0 means that there must be none
     #[arg(long, value_name = "N")]
     if_version: Option<u64>,
@@ -125,6 +125,7 @@ async fn put(client: &Client, out: Out, args: PutArgs) -> Result<(), Failure> {
 fn read_fields(args: &PutArgs) -> Result<BTreeMap<FieldName, SecretText>, Failure> {
     let mut fields = BTreeMap::new();
     for field in &args.field {
+        let field = secret_input::parse_field(field)?;
         let value = secret_input::read(Some(&field.file), args.trim)?;
         if fields
             .insert(field.name.clone(), SecretText::encode(&value))
@@ -137,6 +138,9 @@ fn read_fields(args: &PutArgs) -> Result<BTreeMap<FieldName, SecretText>, Failur
         }
     }
     if fields.is_empty() {
+        args.file
+            .as_deref()
+            .map_or(Ok(()), secret_input::check_source)?;
         let value = secret_input::read(args.file.as_deref(), args.trim)?;
         fields.insert(only()?, SecretText::encode(&value));
     }

@@ -38,7 +38,7 @@ pub struct RunArgs {
     /// Give it no network, instead of the host's
     #[arg(long)]
     no_network: bool,
-    /// Most bytes of memory, in MiB
+    /// Most memory, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     memory: u64,
     /// Most processes and threads
