@@ -118,7 +118,11 @@ impl Publisher {
             retired: VecDeque::new(),
         };
         if let Some(current) = &publisher.current {
-            publisher.add_links(current)?;
+            match publisher.add_links(current) {
+                Err(foreign @ PublishError::Foreign { .. }) => return Err(foreign),
+                Err(error) => trouble.push(error),
+                Ok(()) => {}
+            }
         }
         publisher.drop_links(&mut trouble);
         Ok((publisher, trouble))

@@ -9,7 +9,7 @@ use crate::publish::{Access, Publisher, tmpfs};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{getegid, geteuid};
 use std::fs::OpenOptions;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::AsRawFd as _;
 
 /// Opens, checks and takes over the directory.
@@ -31,26 +31,31 @@ pub fn take(options: &Options, log: Log) -> Result<Publisher, Ending> {
     for warning in warnings {
         log.event(Level::Warn, "directory", &[("why", warning.into())]);
     }
-    rehearse(&dir, options.access).map_err(|(step, error)| {
-        Ending::Unfit(format!(
-            "cannot {step} in {}, as uid {uid} and gid {gid}: {error}. The directory must be \
+    rehearse(&dir, options.access)
+        .or_else(|(step, error)| match error.kind() {
+            // What an earlier process left is removed below, and publishing waits for room.
+            io::ErrorKind::StorageFull => Ok(()),
+            _ => Err((step, error)),
+        })
+        .map_err(|(step, error)| {
+            Ending::Unfit(format!(
+                "cannot {step} in {}, as uid {uid} and gid {gid}: {error}. The directory must be \
              writable for the sidecar (mount it with uid={uid}); to give files to another user it \
              needs CAP_CHOWN and CAP_DAC_OVERRIDE, or run it as that user and leave --owner out",
-            path.display()
-        ))
-    })?;
+                path.display()
+            ))
+        })?;
     let (publisher, trouble) =
         Publisher::open(dir, options.access).map_err(|error| Ending::Unfit(error.to_string()))?;
     super::report(log, &trouble);
     Ok(publisher)
 }
 
-/// Does with a file without a name what will be done with each: write, give away, overwrite.
+/// Does with a file without a name what will be done with each: make, give away, open to overwrite.
 fn rehearse(dir: &Dir, access: Access) -> Result<(), (&'static str, io::Error)> {
-    let mut file = dir
+    let file = dir
         .create_nameless()
         .map_err(|error| ("make a file", error))?;
-    file.write_all(b"-").map_err(|error| ("write", error))?;
     give(&file, access).map_err(|error| ("set mode and owner of a file", error))?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let reopen = || OpenOptions::new().write(true).open(&path);

@@ -9,6 +9,7 @@
     reason = "clippy leaves only functions marked as tests alone, not their helpers"
 )]
 
+mod budgets;
 mod crashes;
 mod hostile;
 mod publishing;
