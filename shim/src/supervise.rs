@@ -57,17 +57,28 @@ fn lost(error: impl Into<std::io::Error>) -> Failure {
 impl Shim<'_> {
     fn live(&mut self) -> Result<u8, Failure> {
         if let Some(signal) = self.first_bundle()? {
-            say(&format!(
-                "stopped by signal {signal} before the application started"
-            ));
-            return Ok(by_signal(signal) as u8);
+            return Ok(self.stopped(signal));
         }
         if self.sidecar.is_none() {
+            // What is still in the queue would strike once the mask is gone: the directory's own
+            // signal among it, whose default action is to end the process.
+            while let Some(number) = self.signals.next_number().map_err(lost)? {
+                if ends(number) {
+                    return Ok(self.stopped(number));
+                }
+            }
             self.signals.mask_before().thread_set_mask().map_err(lost)?;
             return Err(app::exec(self.run));
         }
         let app = app::start(self.run, self.signals.mask_before())?;
         self.supervise(app)
+    }
+
+    fn stopped(&self, signal: i32) -> u8 {
+        say(&format!(
+            "stopped by signal {signal} before the application started"
+        ));
+        by_signal(signal) as u8
     }
 
     /// Waits until the bundle is complete, or says which signal ended the waiting.

@@ -78,6 +78,35 @@ fn the_application_starts_with_the_first_complete_bundle_and_not_before() {
     assert_eq!(text(&output.stdout), "SigBlk:\t0000000000000000\n");
 }
 
+/// The directory tells of every new name by a signal; none of them may strike the application.
+#[test]
+fn a_busy_directory_harms_nobody() {
+    let place = Place::new();
+    // Ends by itself, so that a failure below is not hidden by waiting for it.
+    let until = Instant::now() + Duration::from_secs(2);
+    let file = place.secrets().join("noise");
+    let noise = std::thread::spawn(move || {
+        while Instant::now() < until {
+            std::fs::write(&file, "").unwrap();
+            std::fs::remove_file(&file).unwrap();
+        }
+    });
+    for generation in 0..40 {
+        let _ = std::fs::remove_file(place.secrets().join("..data"));
+        let child = place.shim(&["--", "true"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(10 + generation % 8));
+        publish(&place.secrets(), &generation.to_string(), &[]);
+        let output = end_of(child);
+        assert!(
+            output.status.success(),
+            "{:?} {}",
+            output.status,
+            text(&output.stderr)
+        );
+    }
+    noise.join().unwrap();
+}
+
 #[test]
 fn the_wait_ends_when_the_directory_itself_comes_later() {
     let place = Place::new();
