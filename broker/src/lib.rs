@@ -18,4 +18,6 @@ pub mod sessions;
 pub mod store;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tls_tests;
 pub mod unseal;

@@ -44,16 +44,24 @@ pub(super) fn open(opening: Opening) -> Result<Opened, AuditError> {
     let end = mend(&file, metadata.len()).map_err(at)?;
     let dropped = metadata.len().saturating_sub(end.whole);
     let known = opening.known.clone().unwrap_or_default();
-    let head = last_of(&file, end.whole, &known, &opening.key).map_err(|error| match error {
+    let last = last_of(&file, end.whole, &known, &opening.key).map_err(|error| match error {
         Unfit::File(error) => at(error),
         Unfit::Broken(problem) => AuditError::Broken {
             path: path.clone(),
             problem,
         },
     })?;
+    let head = last.head;
     let mut details = Vec::new();
     if dropped > 0 {
         details.push("a record that a crash cut short, and nobody was answered for".to_owned());
+    }
+    if last.issued > 0 {
+        details.push(format!(
+            "{} leases on record are newer than what the store holds: the broker was stopped between \
+             record and lease, or the store was put back from an older copy",
+            last.issued
+        ));
     }
     if head.seq < known.seq {
         if !opening.accept_loss {
@@ -102,7 +110,7 @@ fn mend(file: &File, length: u64) -> io::Result<End> {
         if tail.contains(&b'\n') || span >= length {
             break tail;
         }
-        span = span.saturating_mul(4);
+        span = span.saturating_mul(2);
     };
     let torn = tail.iter().rev().take_while(|byte| **byte != b'\n').count();
     let line = &tail[tail.len() - torn..];
@@ -120,13 +128,20 @@ fn read_back(file: &File, end: u64, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+struct Last {
+    head: Head,
+    /// New leases recorded after the record that the store knows of. A lease is stored together with a
+    /// record no older than its own, so the store does not have these.
+    issued: u64,
+}
+
 enum Unfit {
     File(io::Error),
     Broken(String),
 }
 
 /// Follows the chain from the record that the store knows of (or from one before it) to the end.
-fn last_of(file: &File, end: u64, known: &Head, key: &AuditKey) -> Result<Head, Unfit> {
+fn last_of(file: &File, end: u64, known: &Head, key: &AuditKey) -> Result<Last, Unfit> {
     let mut span = STEP;
     loop {
         let bytes = read_back(file, end, span).map_err(Unfit::File)?;
@@ -142,7 +157,7 @@ fn last_of(file: &File, end: u64, known: &Head, key: &AuditKey) -> Result<Head, 
         // The line of the known record must be among them, unless the file ends before it.
         let reaches = first.as_ref().is_some_and(|(seq, _)| *seq <= known.seq);
         if !is_all && !reaches {
-            span = span.saturating_mul(4);
+            span = span.saturating_mul(2);
             continue;
         }
         let mut chain = match first {
@@ -152,8 +167,11 @@ fn last_of(file: &File, end: u64, known: &Head, key: &AuditKey) -> Result<Head, 
             },
             _ => Chain::default(),
         };
+        let mut issued = 0;
         for line in lines {
-            verify::check(&mut chain, line, key).map_err(Unfit::Broken)?;
+            let record = verify::check(&mut chain, line, key).map_err(Unfit::Broken)?;
+            let is_new = matches!(record.event, Event::Issued { again: false, .. });
+            issued += u64::from(is_new && record.seq > known.seq);
             if chain.seq == known.seq && chain.hash != known.hash {
                 return Err(Unfit::Broken(format!(
                     "record {} is not the one that was written: the file was put together anew, or \
@@ -162,9 +180,10 @@ fn last_of(file: &File, end: u64, known: &Head, key: &AuditKey) -> Result<Head, 
                 )));
             }
         }
-        return Ok(Head {
-            seq: chain.seq,
-            hash: chain.hash,
+        let (seq, hash) = (chain.seq, chain.hash);
+        return Ok(Last {
+            head: Head { seq, hash },
+            issued,
         });
     }
 }
@@ -185,6 +204,6 @@ pub(super) fn tail(path: &Path, end: u64, count: usize) -> io::Result<Vec<String
                 .map(|line| (*line).to_owned())
                 .collect());
         }
-        span = span.saturating_mul(4);
+        span = span.saturating_mul(2);
     }
 }

@@ -3,12 +3,15 @@
 //! The format and its checks are [`mayfly_wire::audit`]. Records that come in at the same time share one
 //! write and one fdatasync.
 //!
-//! What an attacker who can write the disk can do unseen: cut off records that are newer than the head
-//! which the store holds (it is stored, sealed, with every commit of the store), or put back store and
-//! audit file together from one older backup. Copy the lines elsewhere as they are written to see that
-//! too.
+//! The store keeps the last durable record's hash, sealed, with each of its commits. So an audit file
+//! whose end was cut off is refused at the next start, and a store that was put back from an older copy
+//! goes on record. What stays unseen: records cut off that are newer than the store's last commit, and
+//! store and audit file put back together from one backup. Copy the lines elsewhere as they are written
+//! to see those too.
 
 mod file;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod writer;
 

@@ -8,7 +8,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::Path;
 
 /// Takes the next line, or says what is wrong with it.
-pub(super) fn check(chain: &mut Chain, line: &str, key: &AuditKey) -> Result<(), String> {
+pub(super) fn check(chain: &mut Chain, line: &str, key: &AuditKey) -> Result<Record, String> {
     let record = chain.follow(line).map_err(|broken| broken.to_string())?;
     let expected = mac_input(&record)
         .map_err(|error| error.to_string())
@@ -20,7 +20,7 @@ pub(super) fn check(chain: &mut Chain, line: &str, key: &AuditKey) -> Result<(),
             record.seq
         ));
     }
-    Ok(())
+    Ok(record)
 }
 
 /// The number of a record and the hash that it follows.

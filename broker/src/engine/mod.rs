@@ -5,6 +5,8 @@ pub mod jwt;
 pub mod kv;
 mod ring;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use crate::seal::{RecordId, SealError};
 use crate::store::{Lease, Source, StoreError};

@@ -4,10 +4,14 @@
 //! at the same time share one commit, so that durability costs one fsync for many of them, and a unit
 //! that fails fails alone.
 
+#[cfg(test)]
+mod conformance;
 mod integrity;
 mod rows;
 mod schema;
 pub mod sqlite;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use crate::audit::{Head, HeadCell};

@@ -1,0 +1,282 @@
+//! What every store must do. Each backend runs all of it, from its own way to open one.
+
+use super::{Configuration, KvRow, Lease, LeaseState, Op, Source, Store, StoreError, Workload};
+use crate::audit::{Head, HeadCell};
+use crate::testing::evidence;
+use mayfly_wire::LeaseId;
+use std::sync::Arc;
+
+/// One backend.
+pub trait Backend {
+    /// Opens the same store again and again; a new one at first. Nothing else has it open.
+    fn open(&self) -> Arc<dyn Store>;
+}
+
+pub fn lease(number: u64, workload: u64, credential: &str) -> Lease {
+    let evidence = evidence(workload);
+    Lease {
+        id: LeaseId::from_random(u128::from(number).to_be_bytes()),
+        workload: evidence.workload.clone(),
+        credential: credential.parse().unwrap(),
+        node: evidence.node.clone(),
+        name: evidence.display_name(),
+        state: LeaseState::Active,
+        issued_at: 1_000,
+        expires_at: 10_000 + number,
+        source: Source::Kv {
+            path: "orders/db".parse().unwrap(),
+            version: 1,
+        },
+    }
+}
+
+fn kv_row(path: &str, version: u64, sealed: Option<&[u8]>) -> KvRow {
+    KvRow {
+        path: path.parse().unwrap(),
+        version,
+        created_at: 5 * version,
+        fields: match sealed {
+            Some(_) => vec!["password".parse().unwrap(), "username".parse().unwrap()],
+            None => vec![],
+        },
+        sealed: sealed.map(<[u8]>::to_vec),
+    }
+}
+
+fn is_conflict(result: Result<(), StoreError>) -> bool {
+    matches!(result, Err(StoreError::Conflict(_)))
+}
+
+fn is_not_found(result: Result<(), StoreError>) -> bool {
+    matches!(result, Err(StoreError::NotFound(_)))
+}
+
+pub async fn run(backend: &dyn Backend) {
+    values(&*backend.open()).await;
+    leases(&*backend.open()).await;
+    the_rest(&*backend.open()).await;
+    units(&*backend.open()).await;
+    head(backend).await;
+    concurrent(backend).await;
+}
+
+async fn values(store: &dyn Store) {
+    let path = || "orders/db".parse().unwrap();
+    assert_eq!(store.kv(path(), None).await.unwrap(), None);
+    assert!(is_conflict(
+        store
+            .commit(vec![Op::KvPut(kv_row("orders/db", 2, Some(b"x")))])
+            .await
+    ));
+    let rows = [
+        kv_row("orders/db", 1, Some(b"one")),
+        kv_row("orders/db", 2, Some(b"two")),
+        kv_row("orders/db", 3, None),
+        kv_row("a", 1, Some(b"")),
+    ];
+    for row in &rows {
+        store.commit(vec![Op::KvPut(row.clone())]).await.unwrap();
+        assert!(is_conflict(
+            store.commit(vec![Op::KvPut(row.clone())]).await
+        ));
+    }
+    assert_eq!(
+        store.kv(path(), None).await.unwrap().as_ref(),
+        Some(&rows[2])
+    );
+    for (version, row) in [
+        (1, Some(&rows[0])),
+        (2, Some(&rows[1])),
+        (0, None),
+        (4, None),
+    ] {
+        let found = store.kv(path(), Some(version)).await.unwrap();
+        assert_eq!(found.as_ref(), row);
+    }
+    assert_eq!(store.kv(path(), Some(u64::MAX)).await.unwrap(), None);
+    let history = store.kv_history(path()).await.unwrap();
+    let seen: Vec<_> = history
+        .iter()
+        .map(|row| (row.version, row.deleted, row.fields.len()))
+        .collect();
+    assert_eq!(seen, [(1, false, 2), (2, false, 2), (3, true, 0)]);
+    let list = store.kv_list().await.unwrap();
+    let seen: Vec<_> = list
+        .iter()
+        .map(|row| (row.path.as_str(), row.version, row.deleted))
+        .collect();
+    assert_eq!(seen, [("a", 1, false), ("orders/db", 3, true)]);
+}
+
+async fn leases(store: &dyn Store) {
+    let (one, two, three) = (lease(1, 7, "a"), lease(2, 7, "b"), lease(3, 8, "a"));
+    for lease in [&one, &two, &three] {
+        let unit = vec![Op::LeaseInsert(lease.clone())];
+        store.commit(unit.clone()).await.unwrap();
+        assert!(is_conflict(store.commit(unit).await));
+    }
+    // No second lease for (workload, credential), whatever its id; none of the same id.
+    let second = Op::LeaseInsert(lease(9, 7, "a"));
+    assert!(is_conflict(store.commit(vec![second.clone()]).await));
+    assert!(is_conflict(
+        store.commit(vec![Op::LeaseInsert(lease(1, 99, "z"))]).await
+    ));
+
+    assert_eq!(
+        store.lease(one.id.clone()).await.unwrap().as_ref(),
+        Some(&one)
+    );
+    let found = store.lease_of(one.workload.clone(), one.credential.clone());
+    assert_eq!(found.await.unwrap().as_ref(), Some(&one));
+    let none = store.lease_of(one.workload.clone(), "z".parse().unwrap());
+    assert_eq!(none.await.unwrap(), None);
+    assert_eq!(
+        store.leases_of(one.workload.clone()).await.unwrap(),
+        [one.clone(), two.clone()]
+    );
+    assert_eq!(
+        store.leases_on("a".parse().unwrap()).await.unwrap().len(),
+        2
+    );
+    let counts = store.lease_counts().await.unwrap();
+    assert_eq!(counts.values().copied().collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(
+        store.leases(None, 2).await.unwrap(),
+        [one.clone(), two.clone()]
+    );
+    assert_eq!(
+        store.leases(Some(two.id.clone()), 9).await.unwrap(),
+        [three.clone()]
+    );
+
+    let mut changed = two.clone();
+    changed.state = LeaseState::Pending;
+    changed.expires_at = 5;
+    changed.source = Source::Sealed(b"token".to_vec());
+    // Only these three change.
+    let mut given = changed.clone();
+    given.node = "other".into();
+    given.issued_at = 77;
+    store.commit(vec![Op::LeaseUpdate(given)]).await.unwrap();
+    assert_eq!(store.lease(two.id.clone()).await.unwrap(), Some(changed));
+    assert!(is_not_found(
+        store.commit(vec![Op::LeaseUpdate(lease(50, 7, "c"))]).await
+    ));
+
+    let expiring = |until, most| store.leases_expiring(until, most);
+    let first = expiring(10_003, 1).await.unwrap();
+    assert_eq!(first[0].id, two.id);
+    assert_eq!(expiring(10_001, 9).await.unwrap().len(), 2);
+    assert_eq!(expiring(u64::MAX, 9).await.unwrap().len(), 3);
+    assert_eq!(expiring(4, 9).await.unwrap(), []);
+
+    let end = || vec![Op::LeaseEnd(one.id.clone())];
+    store.commit(end()).await.unwrap();
+    assert!(is_not_found(store.commit(end()).await));
+    assert_eq!(store.lease(one.id.clone()).await.unwrap(), None);
+    store.commit(vec![second]).await.unwrap();
+}
+
+async fn the_rest(store: &dyn Store) {
+    let key = evidence(7).workload;
+    assert_eq!(store.workload(key.clone()).await.unwrap(), None);
+    let mut workload = Workload {
+        evidence: evidence(7),
+        seen_at: 1,
+    };
+    for seen_at in [1, 2] {
+        workload.seen_at = seen_at;
+        let unit = vec![Op::WorkloadPut(workload.clone())];
+        store.commit(unit).await.unwrap();
+        assert_eq!(
+            store.workload(key.clone()).await.unwrap(),
+            Some(workload.clone())
+        );
+    }
+    let of = |node: &str| store.workloads(Some(node.to_owned()));
+    assert_eq!(of("node-1").await.unwrap(), [workload.clone()]);
+    assert_eq!(of("node-2").await.unwrap(), []);
+    assert_eq!(store.workloads(None).await.unwrap().len(), 1);
+    let remove = || vec![Op::WorkloadRemove(key.clone())];
+    store.commit(remove()).await.unwrap();
+    assert!(is_not_found(store.commit(remove()).await));
+
+    assert_eq!(store.configuration().await.unwrap(), None);
+    let configuration = |number| Configuration {
+        number,
+        json: format!("{{\"n\":{number}}}"),
+    };
+    let put = |number| store.commit(vec![Op::ConfigPut(configuration(number))]);
+    assert!(is_conflict(put(2).await));
+    put(1).await.unwrap();
+    assert!(is_conflict(put(1).await));
+    put(2).await.unwrap();
+    assert_eq!(store.configuration().await.unwrap(), Some(configuration(2)));
+
+    assert_eq!(store.meta("x").await.unwrap(), None);
+    for value in [b"one".to_vec(), vec![]] {
+        let unit = vec![Op::MetaPut("x", value.clone())];
+        store.commit(unit).await.unwrap();
+        assert_eq!(store.meta("x").await.unwrap(), Some(value));
+    }
+}
+
+async fn units(store: &dyn Store) {
+    let good = lease(100, 100, "a");
+    let unit = vec![
+        Op::LeaseInsert(good.clone()),
+        Op::MetaPut("y", b"y".to_vec()),
+        Op::LeaseEnd(LeaseId::from_random([9; 16])),
+    ];
+    assert!(is_not_found(store.commit(unit).await));
+    assert_eq!(store.lease(good.id).await.unwrap(), None);
+    assert_eq!(store.meta("y").await.unwrap(), None);
+}
+
+async fn head(backend: &dyn Backend) {
+    let head = Head {
+        seq: 41,
+        hash: "ab".repeat(32),
+    };
+    let store = backend.open();
+    store.keep_head(HeadCell::of(head.clone()));
+    store.commit(vec![]).await.unwrap();
+    drop(store);
+    let store = backend.open();
+    assert_eq!(store.opened_with_head(), Some(head.clone()));
+    // What it was opened with stays until it hears of another.
+    store.commit(vec![]).await.unwrap();
+    drop(store);
+    assert_eq!(backend.open().opened_with_head(), Some(head));
+}
+
+/// Of many that insert the same lease at once, one wins; others are not harmed by those that fail; and all
+/// is there after opening again.
+async fn concurrent(backend: &dyn Backend) {
+    let store = backend.open();
+    let tasks: Vec<_> = (0..64)
+        .map(|number| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let contended = lease(1_000 + number, 5_000, "contended");
+                let own = lease(2_000 + number, 6_000 + number, "own");
+                let won = store.commit(vec![Op::LeaseInsert(contended)]).await;
+                store.commit(vec![Op::LeaseInsert(own)]).await.unwrap();
+                won
+            })
+        })
+        .collect();
+    let mut wins = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(()) => wins += 1,
+            Err(error) => assert!(is_conflict(Err(error))),
+        }
+    }
+    assert_eq!(wins, 1);
+    drop(store);
+    let store = backend.open();
+    let counts = store.lease_counts().await.unwrap();
+    assert_eq!(counts[&"contended".parse().unwrap()], 1);
+    assert_eq!(counts[&"own".parse().unwrap()], 64);
+}
