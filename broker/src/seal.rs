@@ -165,6 +165,12 @@ pub(crate) fn key_id_of(sealed: &[u8]) -> Result<u32, SealError> {
     }
 }
 
+/// A root key that is not in use yet.
+pub struct NextKey {
+    id: u32,
+    region: Region,
+}
+
 /// The root keys: the current one, which seals, and older ones, which still open. They stand in secret
 /// memory ([`Region`]) and are zeroed when dropped.
 pub struct RootKeys(RwLock<BTreeMap<u32, Region>>);
@@ -176,30 +182,35 @@ impl RootKeys {
     /// [`SealError::Random`], [`SealError::Memory`].
     pub fn generate() -> Result<Self, SealError> {
         let keys = Self(RwLock::default());
-        keys.rotate()?;
+        keys.adopt(keys.next()?);
         Ok(keys)
     }
 
-    /// Makes a new current root key and gives its id. The caller must store what [`Self::export`] gives,
-    /// wrapped, before anything sealed under the new key is stored.
+    /// Makes the next root key, which is not used yet: see
+    /// [`rotate_root_key`](crate::unseal::rotate_root_key).
     ///
     /// # Errors
     /// [`SealError::Random`], [`SealError::Memory`].
-    pub fn rotate(&self) -> Result<u32, SealError> {
+    pub fn next(&self) -> Result<NextKey, SealError> {
         let mut region = Region::new(KEY).map_err(SealError::Memory)?;
         getrandom::fill(region.bytes_mut()).map_err(SealError::Random)?;
-        let mut keys = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let id = keys.last_key_value().map_or(0, |(id, _)| *id) + 1;
-        keys.insert(id, region);
-        Ok(id)
+        let id = self.current() + 1;
+        Ok(NextKey { id, region })
     }
 
-    /// All keys as bytes, to be wrapped: for each, its id (4 bytes) and the key.
+    /// Makes `next` the current key. It must be stored, wrapped, before.
+    pub fn adopt(&self, next: NextKey) {
+        let mut keys = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        keys.insert(next.id, next.region);
+    }
+
+    /// All keys, and `next` too, as bytes to be wrapped: for each, its id (4 bytes) and the key.
     #[must_use]
-    pub fn export(&self) -> Secret {
+    pub fn export(&self, next: Option<&NextKey>) -> Secret {
         let keys = self.read();
-        let mut bytes = Vec::with_capacity(keys.len() * (4 + KEY));
-        for (id, region) in keys.iter() {
+        let next = next.map(|next| (&next.id, &next.region));
+        let mut bytes = Vec::with_capacity((keys.len() + 1) * (4 + KEY));
+        for (id, region) in keys.iter().chain(next) {
             bytes.extend_from_slice(&id.to_be_bytes());
             bytes.extend_from_slice(region.bytes());
         }
@@ -421,10 +432,10 @@ mod tests {
         let old = keys.seal(&KV, 1, &secret("old")).unwrap();
         let mac = keys.mac("rows", b"row").unwrap();
         let lasting = keys.lasting_key("audit").unwrap();
-        assert_eq!(keys.rotate().unwrap(), 2);
+        keys.adopt(keys.next().unwrap());
         let new = keys.seal(&KV, 2, &secret("new")).unwrap();
         assert_eq!(key_id_of(&new).unwrap(), 2);
-        let again = RootKeys::import(&keys.export()).unwrap();
+        let again = RootKeys::import(&keys.export(None)).unwrap();
         assert_eq!(again.current(), 2);
         assert_eq!(again.open(&KV, 1, &old).unwrap().expose(), b"old");
         assert_eq!(again.open(&KV, 2, &new).unwrap().expose(), b"new");

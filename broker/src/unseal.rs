@@ -1,6 +1,7 @@
 //! Unsealing: who can unwrap the root keys that the store holds.
 
-use crate::seal::{self, KEY, RecordId, SealError, Sealing};
+use crate::seal::{self, KEY, RecordId, RootKeys, SealError, Sealing};
+use crate::store::{Op, Store, StoreError};
 use mayfly_wire::Secret;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -65,6 +66,34 @@ pub trait Unsealer: Send + Sync {
     /// # Errors
     /// [`UnsealError`].
     fn unwrap_keys(&self, wrapped: &[u8]) -> Result<Secret, UnsealError>;
+}
+
+/// Makes a new root key, which seals from now on; what the older ones sealed stays as it is and still
+/// opens. The new key is on disk, wrapped, before it is used.
+///
+/// # Errors
+/// [`RotateError`]; the root keys are then as they were.
+pub async fn rotate_root_key(
+    store: &dyn Store,
+    keys: &RootKeys,
+    unsealer: &dyn Unsealer,
+) -> Result<u32, RotateError> {
+    let next = keys.next().map_err(UnsealError::from)?;
+    let wrapped = unsealer.wrap(&keys.export(Some(&next)), false)?;
+    store.commit(vec![Op::RootKeysPut(wrapped)]).await?;
+    keys.adopt(next);
+    Ok(keys.current())
+}
+
+/// Why the root key was not rotated.
+#[derive(Debug, thiserror::Error)]
+pub enum RotateError {
+    /// It cannot be wrapped.
+    #[error(transparent)]
+    Unseal(#[from] UnsealError),
+    /// It cannot be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// A file of 32 random bytes that its owner alone can read.

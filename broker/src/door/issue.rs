@@ -72,7 +72,7 @@ impl<'a> Work<'a> {
                 evidence: self.evidence.clone(),
                 seen_at: self.door.now_ms(),
             };
-            self.written.ops.push(Op::WorkloadPut(workload));
+            self.written.ops.push(Op::WorkloadPut(Box::new(workload)));
         }
         self.written
     }

@@ -37,6 +37,9 @@ pub struct KvRead {
     pub fields: BTreeMap<FieldName, Secret>,
 }
 
+/// What a version holds: names of its fields, and their values, sealed; none for a deletion mark.
+type Content = (Vec<FieldName>, Option<Vec<u8>>);
+
 /// The engine.
 pub struct Kv {
     store: Arc<dyn Store>,
@@ -105,7 +108,7 @@ impl Kv {
         &self,
         path: &KvPath,
         if_version: Option<u64>,
-        content: &(dyn Fn(u64) -> Result<(Vec<FieldName>, Option<Vec<u8>>), EngineError> + Sync),
+        content: &(dyn Fn(u64) -> Result<Content, EngineError> + Sync),
     ) -> Result<KvVersion, EngineError> {
         let mut tries = 0;
         let row = loop {

@@ -186,7 +186,7 @@ async fn the_rest(store: &dyn Store) {
     };
     for seen_at in [1, 2] {
         workload.seen_at = seen_at;
-        let unit = vec![Op::WorkloadPut(workload.clone())];
+        let unit = vec![Op::WorkloadPut(Box::new(workload.clone()))];
         store.commit(unit).await.unwrap();
         assert_eq!(
             store.workload(key.clone()).await.unwrap(),

@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 mod conformance;
+mod files;
 mod integrity;
 mod rows;
 mod schema;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 
+pub use files::OpenError;
 pub use sqlite::SqliteStore;
 
 /// What can go wrong.
@@ -141,13 +143,15 @@ pub enum Op {
     /// Ends a lease. Not found if it has ended already.
     LeaseEnd(LeaseId),
     /// Adds or replaces what is known of a workload.
-    WorkloadPut(Workload),
+    WorkloadPut(Box<Workload>),
     /// Forgets a workload. Not found if it is not known.
     WorkloadRemove(WorkloadKey),
     /// Replaces the configuration. Conflict unless it is the current number + 1 (1 for the first).
     ConfigPut(Configuration),
     /// Adds or replaces one sealed entry of the broker's own: signing keys, the authority.
     MetaPut(&'static str, Vec<u8>),
+    /// Replaces the wrapped root keys.
+    RootKeysPut(Vec<u8>),
 }
 
 /// The store.

@@ -3,6 +3,8 @@
 //! The state directory has mode 0700 and holds `store.db` (0600) and `lock`, which keeps a second broker
 //! out.
 
+pub use super::files::OpenError;
+use super::files::{lock, prepare_directory, prepare_file};
 use super::integrity::Integrity;
 use super::rows::{Meta, Record, integer, number, sql};
 use super::writer::{Job, Writer, read_stamp, sum_of_all, write_stamp};
@@ -15,11 +17,7 @@ use crate::unseal::{UnsealError, Unsealer};
 use mayfly_wire::{CredentialName, KvPath, LeaseId, WorkloadKey};
 use rusqlite::{Connection, OpenFlags, Params};
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
-use std::io;
-use std::os::unix::fs::{
-    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
-};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -28,43 +26,6 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 const WAITING: usize = 4096;
 /// Reads at the same time.
 const READERS: usize = 4;
-
-/// Why the store does not open.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A file or the directory.
-    #[error("{path}: {error}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// The directory is not fit to hold secrets.
-    #[error("state directory {path}: expected {expected}, found {found}")]
-    Directory {
-        /// Which.
-        path: PathBuf,
-        /// What it must be.
-        expected: &'static str,
-        /// What it is.
-        found: String,
-    },
-    /// Another broker has it.
-    #[error("state directory {0}: another mayfly-broker is using it; stop that one first")]
-    InUse(PathBuf),
-    /// The store itself.
-    #[error("{path}: {error}")]
-    Store {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        error: StoreError,
-    },
-    /// The root keys.
-    #[error(transparent)]
-    Unseal(#[from] UnsealError),
-}
 
 /// The store in SQLite.
 pub struct SqliteStore {
@@ -351,81 +312,6 @@ impl Store for SqliteStore {
     }
 }
 
-fn prepare_directory(dir: &Path) -> Result<(), OpenError> {
-    let file = |error| OpenError::File {
-        path: dir.to_owned(),
-        error,
-    };
-    match DirBuilder::new().recursive(true).mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(file(error)),
-        _ => {}
-    }
-    let metadata = std::fs::metadata(dir).map_err(file)?;
-    let directory = |expected, found| OpenError::Directory {
-        path: dir.to_owned(),
-        expected,
-        found,
-    };
-    let uid = nix::unistd::geteuid().as_raw();
-    if !metadata.is_dir() || metadata.uid() != uid {
-        return Err(directory(
-            "a directory that belongs to the broker's user",
-            format!("owner {}, broker {uid}", metadata.uid()),
-        ));
-    }
-    if metadata.mode() & 0o077 != 0 {
-        // A volume's root or systemd's default is 0755, and there is nothing of ours in it yet that
-        // somebody could have opened, or it would be 0700.
-        if dir.join("store.db").exists() {
-            return Err(directory(
-                "mode 0700, as the broker left it (chmod 700, and find out who changed it)",
-                format!("mode {:04o}", metadata.mode() & 0o7777),
-            ));
-        }
-        std::fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(file)?;
-    }
-    Ok(())
-}
-
-fn lock(dir: &Path) -> Result<File, OpenError> {
-    let path = dir.join("lock");
-    let file = |error| OpenError::File {
-        path: path.clone(),
-        error,
-    };
-    let lock = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(&path)
-        .map_err(file)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse(dir.to_owned())),
-        Err(std::fs::TryLockError::Error(error)) => Err(file(error)),
-    }
-}
-
-/// SQLite gives its other files the mode of this one, so it must be right before SQLite opens it.
-fn prepare_file(path: &Path) -> Result<(), OpenError> {
-    let file = |error| OpenError::File {
-        path: path.to_owned(),
-        error,
-    };
-    let made = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(file)?;
-    made.set_permissions(Permissions::from_mode(0o600))
-        .map_err(file)
-}
-
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags).map_err(sql)?;
@@ -457,7 +343,7 @@ fn root_keys(
         return Ok(RootKeys::import(&exported).map_err(UnsealError::from)?);
     }
     let keys = RootKeys::generate().map_err(UnsealError::from)?;
-    let wrapped = unsealer.wrap(&keys.export(), true)?;
+    let wrapped = unsealer.wrap(&keys.export(None), true)?;
     connection
         .execute("UPDATE broker SET root_keys = ?1", (wrapped,))
         .map_err(store)?;

@@ -1,12 +1,11 @@
 //! What is SQLite's own: files, locks, damage, edits, and speed.
 
 use super::conformance::{Backend, lease, run};
-use super::sqlite::OpenError;
-use super::{Op, SqliteStore, Store, StoreError};
+use super::{Op, OpenError, SqliteStore, Store, StoreError};
 use crate::clock::SystemClock;
 use crate::engine::kv::Kv;
 use crate::testing::TempDir;
-use crate::unseal::KeyFile;
+use crate::unseal::{KeyFile, rotate_root_key};
 use mayfly_wire::Secret;
 use rusqlite::Connection;
 use std::os::unix::fs::MetadataExt as _;
@@ -207,6 +206,54 @@ async fn a_value_moved_to_another_row_does_not_open() {
     assert!(kv.get(&"payroll".parse().unwrap(), None).await.is_ok());
     let needle = b"the-secret-of-the-payroll";
     assert_eq!(files_holding(&sqlite.dir(), needle), 0);
+}
+
+/// What older root keys sealed and what the new one seals is there after opening again; so is the audit
+/// key.
+#[tokio::test]
+async fn the_root_key_rotates() {
+    let sqlite = Sqlite::new();
+    let put = |store: &Arc<SqliteStore>, value: &'static str| {
+        let kv = Kv::new(store.clone(), store.keys(), Arc::new(SystemClock));
+        let fields = [("value".parse().unwrap(), Secret::from(value.to_owned()))];
+        async move { kv.put(&"a".parse().unwrap(), fields.into(), None).await }
+    };
+    let store = Arc::new(sqlite.try_open().unwrap());
+    let audit = store.keys().lasting_key("audit").unwrap();
+    store
+        .commit(vec![Op::LeaseInsert(lease(1, 1, "a"))])
+        .await
+        .unwrap();
+    put(&store, "old").await.unwrap();
+    let key = KeyFile::new(sqlite.0.path().join("root.key"));
+    let id = rotate_root_key(store.as_ref(), &store.keys(), &key).await;
+    assert_eq!(id.unwrap(), 2);
+    put(&store, "new").await.unwrap();
+    store
+        .commit(vec![Op::LeaseUpdate(lease(1, 1, "a"))])
+        .await
+        .unwrap();
+    // A key file that went missing: nothing changes.
+    let missing = KeyFile::new(sqlite.0.path().join("missing"));
+    assert!(
+        rotate_root_key(store.as_ref(), &store.keys(), &missing)
+            .await
+            .is_err()
+    );
+    assert_eq!(store.keys().current(), 2);
+    drop(store);
+
+    let store = Arc::new(sqlite.try_open().unwrap());
+    assert_eq!(store.keys().current(), 2);
+    assert_eq!(*store.keys().lasting_key("audit").unwrap(), *audit);
+    let kv = Kv::new(store.clone(), store.keys(), Arc::new(SystemClock));
+    for (version, value) in [(1, "old"), (2, "new")] {
+        let read = kv.get(&"a".parse().unwrap(), Some(version)).await.unwrap();
+        assert_eq!(
+            read.fields.values().next().unwrap().expose(),
+            value.as_bytes()
+        );
+    }
 }
 
 /// How many of the files in `dir` hold the bytes.

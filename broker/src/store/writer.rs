@@ -130,7 +130,11 @@ impl Applying<'_> {
             ),
             Op::WorkloadPut(workload) => {
                 let key = workload.evidence.workload.to_string();
-                self.replace("SELECT mac FROM workloads WHERE key = ?1", &key, workload)
+                self.replace(
+                    "SELECT mac FROM workloads WHERE key = ?1",
+                    &key,
+                    workload.as_ref(),
+                )
             }
             Op::WorkloadRemove(key) => self.remove(
                 "SELECT mac FROM workloads WHERE key = ?1",
@@ -139,6 +143,12 @@ impl Applying<'_> {
                 "workload",
             ),
             Op::ConfigPut(configuration) => self.config_put(configuration),
+            // Wrapped, they carry their own authentication.
+            Op::RootKeysPut(wrapped) => self
+                .connection
+                .execute("UPDATE broker SET root_keys = ?1", (wrapped,))
+                .map(|_| ())
+                .map_err(sql),
             Op::MetaPut(key, value) => {
                 let meta = Meta {
                     key: (*key).to_owned(),
