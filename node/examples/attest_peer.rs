@@ -26,7 +26,11 @@ fn main() {
         let (verb, rest) = (words.next().unwrap(), words.next().unwrap_or_default());
         match verb {
             "connect" => connection = Some(UnixStream::connect(rest).unwrap()),
-            "send" => connection.as_mut().unwrap().write_all(rest.as_bytes()).unwrap(),
+            "send" => connection
+                .as_mut()
+                .unwrap()
+                .write_all(rest.as_bytes())
+                .unwrap(),
             // A descriptor goes along: our standard input.
             "pass" => {
                 let numbers = [0];
@@ -39,7 +43,10 @@ fn main() {
             "spawn" => {
                 let output = OwnedFd::from(connection.as_ref().unwrap().try_clone().unwrap());
                 let mut command = Command::new("/bin/sh");
-                command.args(["-c", rest]).stdin(Stdio::null()).stdout(output);
+                command
+                    .args(["-c", rest])
+                    .stdin(Stdio::null())
+                    .stdout(output);
                 children.push(command.spawn().unwrap());
             }
             "unshare" => {
@@ -59,7 +66,12 @@ fn main() {
                 }
             }
             "chroot" => nix::unistd::chroot(rest).unwrap(),
-            "mount" => println!("{}", std::fs::read_link("/proc/thread-self/ns/mnt").unwrap().display()),
+            "mount" => println!(
+                "{}",
+                std::fs::read_link("/proc/thread-self/ns/mnt")
+                    .unwrap()
+                    .display()
+            ),
             other => panic!("cannot {other}"),
         }
         println!("done");

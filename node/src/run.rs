@@ -5,9 +5,10 @@ use crate::attest::{AttestConfig, Attestor};
 use crate::config::{BadConfig, NodeConfig};
 use crate::refusals::Refusals;
 use crate::served::Served;
-use crate::socket::{self, PlaceError, Server};
+use crate::socket::{self, PlaceError, Server, Spot};
 use crate::upstream::Upstream;
-use mayfly_wire::link::{HEARTBEAT_SECONDS, Heartbeat};
+use mayfly_wire::link::{HEARTBEAT_SECONDS, Heartbeat, NodeRefusal};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::future::Future;
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -60,6 +61,8 @@ pub async fn run(
 
     let options = |listener: &UnixListener| attestor.listener_options(listener);
     let listener = socket::listen(&config.workload_socket, options)?;
+    let spot = Spot::remember(&config.workload_socket)?;
+    allow_descriptors(config.limits.connections);
 
     // They end when this returns.
     let mut tasks = JoinSet::new();
@@ -78,6 +81,8 @@ pub async fn run(
         upstream: Arc::clone(&upstream),
         served: Arc::clone(&served),
         attestor: Arc::clone(&attestor),
+        refusals: Arc::clone(&refusals),
+        spot,
     };
     tasks.spawn(beat.run());
 
@@ -115,6 +120,8 @@ struct Beat {
     upstream: Arc<dyn Upstream>,
     served: Arc<Served>,
     attestor: Arc<Attestor>,
+    refusals: Arc<Refusals>,
+    spot: Spot,
 }
 
 impl Beat {
@@ -124,6 +131,7 @@ impl Beat {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            self.check_socket();
             match self.upstream.heartbeat(self.heartbeat.clone()).await {
                 Ok(watch) => {
                     self.heartbeat.starting = false;
@@ -132,5 +140,48 @@ impl Beat {
                 Err(error) => tracing::warn!(%error, "the broker did not take the heartbeat"),
             }
         }
+    }
+
+    /// Someone who took the socket's place is not among those that are attested, so all that can be
+    /// done is to say so.
+    fn check_socket(&self) {
+        if self.spot.is_held() {
+            return;
+        }
+        tracing::error!(
+            "the workload socket was replaced or removed: mount its directory read-only into \
+             containers, and restart the node"
+        );
+        let refusal = NodeRefusal {
+            reason: "socket_replaced".to_owned(),
+            detail: "the workload socket's path does not lead to this node any more".to_owned(),
+            pid: None,
+            uid: None,
+            cgroup_path: None,
+            workload: None,
+            count: 1,
+        };
+        self.refusals.report(None, refusal);
+    }
+}
+
+/// Raises the process's soft limit of descriptors (RLIMIT_NOFILE) to its hard one: a connection takes
+/// up to four, with the handles on its peer, and the usual soft limit is 1024.
+fn allow_descriptors(connections: usize) {
+    let wanted = connections as u64 * 4 + 256;
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) => {
+            let raised = wanted.min(hard).max(soft);
+            if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, raised, hard) {
+                tracing::warn!(%error, "cannot raise RLIMIT_NOFILE");
+            } else if raised < wanted {
+                tracing::warn!(
+                    hard,
+                    wanted,
+                    "RLIMIT_NOFILE is too low for `node.limits.connections`: raise it, or lower that"
+                );
+            }
+        }
+        Err(error) => tracing::warn!(%error, "cannot read RLIMIT_NOFILE"),
     }
 }

@@ -258,3 +258,34 @@ async fn a_node_that_restarts_watches_on() {
         told - killed
     );
 }
+
+/// Not a test: prints what `cargo test … -- --ignored --nocapture` is asked for.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn measure_sessions() {
+    let node = Node::start(|config| config.limits.connections_per_container = 1000).await;
+    let client = Container::hostile(&["sessions", node.path(), "2000"]);
+    println!(
+        "session to first bundle, microseconds: {}",
+        client.says("median").await
+    );
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS"))
+            .unwrap();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<i64>()
+            .unwrap()
+    };
+    let before = resident();
+    let holder = Container::hostile(&["hold", node.path(), "400"]);
+    holder.says("held").await;
+    println!(
+        "KiB a session, with the test's broker: {}",
+        (resident() - before) / 400
+    );
+}

@@ -10,7 +10,7 @@ mod service;
 mod stream;
 
 pub use place::PlaceError;
-pub(crate) use place::listen;
+pub(crate) use place::{Spot, listen};
 
 use crate::attest::Attestor;
 use crate::config::Limits;

@@ -127,6 +127,33 @@ fn prepare(directory: &Path) -> Result<(), PlaceError> {
         .map_err(failed(directory, "setting mode 0755"))
 }
 
+/// Tells whether a socket's path still leads to it. Root in a container that mounted the directory
+/// writable could put a socket of its own there, and speak to other containers in the node's place.
+pub(crate) struct Spot {
+    path: PathBuf,
+    found: (u64, u64),
+}
+
+impl Spot {
+    /// What is there now counts as the node's own.
+    ///
+    /// # Errors
+    /// When nothing is there.
+    pub(crate) fn remember(path: &Path) -> Result<Self, PlaceError> {
+        let found = std::fs::symlink_metadata(path).map_err(failed(path, "looking"))?;
+        Ok(Self {
+            path: path.to_owned(),
+            found: (found.dev(), found.ino()),
+        })
+    }
+
+    /// Whether it is still there.
+    pub(crate) fn is_held(&self) -> bool {
+        std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == self.found)
+    }
+}
+
 /// Only a socket that nobody listens on may be replaced.
 fn refuse_live(path: &Path) -> Result<(), PlaceError> {
     let Some(found) = look(path)? else {
@@ -224,6 +251,19 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         let after = std::fs::metadata(path.parent().unwrap()).unwrap().ino();
         assert_eq!(directory, after);
+    }
+
+    #[test]
+    fn a_socket_that_someone_replaced_is_noticed() {
+        let temporary = Temporary::new();
+        let path = temporary.socket();
+        let _listener = listen(&path, |_| Ok(())).unwrap();
+        let spot = Spot::remember(&path).unwrap();
+        assert!(spot.is_held());
+        std::fs::rename(&path, path.with_file_name("away")).unwrap();
+        assert!(!spot.is_held());
+        let _other = UnixListener::bind(&path).unwrap();
+        assert!(!spot.is_held());
     }
 
     #[test]

@@ -35,21 +35,30 @@ impl Cgroup {
             mount.filesystem == b"cgroup2"
                 || (mount.filesystem == b"cgroup" && options.any(|o| o == "pids" || o == "memory"))
         });
-        let roots = roots.map(|mount| PathBuf::from(String::from_utf8(mount.point.into_owned()).unwrap()));
+        let roots =
+            roots.map(|mount| PathBuf::from(String::from_utf8(mount.point.into_owned()).unwrap()));
         let name = unique(name);
         Self::made(roots.map(|root| root.join(&name)).collect())
     }
 
     /// Makes one inside of it.
     pub fn inside(&self, name: &str) -> Self {
-        Self::made(self.directories.iter().map(|outer| outer.join(name)).collect())
+        Self::made(
+            self.directories
+                .iter()
+                .map(|outer| outer.join(name))
+                .collect(),
+        )
     }
 
     fn made(directories: Vec<PathBuf>) -> Self {
         assert!(!directories.is_empty(), "no cgroup hierarchy is mounted");
         for directory in &directories {
             fs::create_dir(directory).unwrap_or_else(|error| {
-                panic!("cannot make {} ({error}): these tests need root", directory.display())
+                panic!(
+                    "cannot make {} ({error}): these tests need root",
+                    directory.display()
+                )
             });
         }
         Self { directories }
@@ -63,7 +72,9 @@ impl Cgroup {
             .map(|directory| format!("echo $$ > {}/cgroup.procs && ", directory.display()))
             .collect();
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", &format!("{joined}exec \"$@\""), "sh"]).args(words);
+        command
+            .args(["-c", &format!("{joined}exec \"$@\""), "sh"])
+            .args(words);
         command
     }
 
@@ -93,7 +104,14 @@ impl Drop for Cgroup {
 
 /// What every container here has of its own.
 pub const NAMESPACES: [&str; 8] = [
-    "unshare", "--pid", "--mount", "--ipc", "--uts", "--net", "--fork", "--kill-child",
+    "unshare",
+    "--pid",
+    "--mount",
+    "--ipc",
+    "--uts",
+    "--net",
+    "--fork",
+    "--kill-child",
 ];
 
 /// A process that does as it is told.
@@ -107,7 +125,11 @@ impl Told {
     /// Starts it as the words say, in a cgroup.
     pub fn start(cgroup: &Cgroup, words: &[&str]) -> Self {
         let program = std::env::current_exe().unwrap();
-        let program = program.parent().unwrap().with_file_name("examples").join("attest_peer");
+        let program = program
+            .parent()
+            .unwrap()
+            .with_file_name("examples")
+            .join("attest_peer");
         let words = [words, &[program.to_str().unwrap()]].concat();
         let mut child = cgroup
             .command(&words)
@@ -140,7 +162,10 @@ impl Told {
 
     fn line(&mut self) -> String {
         let mut line = String::new();
-        assert!(self.output.read_line(&mut line).unwrap() > 0, "it ended early");
+        assert!(
+            self.output.read_line(&mut line).unwrap() > 0,
+            "it ended early"
+        );
         line.trim_end().to_owned()
     }
 
@@ -235,7 +260,10 @@ pub fn receive(stream: &UnixStream) -> (String, Received) {
 
 /// A runtime as the node's.
 pub fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 /// A container of its own, with the process in it.
