@@ -103,6 +103,9 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("a container said:\n{}", self.output());
+        }
         let _ = self.parent.kill();
         let _ = self.parent.wait();
         for _ in 0..200 {
