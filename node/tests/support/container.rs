@@ -63,7 +63,7 @@ impl Container {
 
     /// The first line of output that begins so.
     pub async fn says(&self, beginning: &str) -> String {
-        let what = format!("{beginning:?} from a container that said {:?}", self.output);
+        let what = format!("{beginning:?} from a container");
         super::until(&what, || {
             let output = self.output.lock().unwrap();
             output
@@ -104,7 +104,7 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!("a container said:\n{}", self.output());
+            eprintln!("a container said:\n{}", self.output());
         }
         let _ = self.parent.kill();
         let _ = self.parent.wait();
