@@ -146,7 +146,7 @@ async fn leases(store: &dyn Store) {
     );
     assert_eq!(
         store.leases(Some(two.id.clone()), 9).await.unwrap(),
-        [three.clone()]
+        [three]
     );
 
     let mut changed = two.clone();
