@@ -150,23 +150,18 @@ pub async fn explain(client: &Client, out: Out, args: &ExplainArgs) -> Result<()
 }
 
 fn explanation_text(explanation: &Explanation) -> String {
-    let mut text = format!(
-        "{} ({}) {} {}\n  {}\n",
-        clean(&explanation.name),
-        explanation.workload,
-        if explanation.allowed {
-            "gets"
-        } else {
-            "does not get"
-        },
-        explanation.credential,
-        clean(&explanation.summary),
+    let workload = &explanation.workload;
+    let mut text = format!("{}\n", clean(&explanation.summary));
+    // Writing to a String cannot fail.
+    let _ = write!(
+        text,
+        "Judged on the latest evidence about workload {workload}."
     );
     if explanation.decided_by.is_empty() {
-        text.push_str("\nNo policy permits it, and what no policy permits is denied.\n");
+        text.push_str(" What no policy permits is denied.");
     }
+    text.push('\n');
     for policy in &explanation.decided_by {
-        // Writing to a String cannot fail.
         let _ = write!(text, "\n{} by {}", policy.effect, clean(&policy.id));
         if let Some(reason) = &policy.reason {
             let _ = write!(text, ": {}", clean(reason));
@@ -284,14 +279,15 @@ mod tests {
             credential: "billing-key".parse().unwrap(),
             allowed: false,
             decided_by: vec![],
-            summary: "no policy permits it".into(),
+            summary: "orders does not get billing-key: no policy permits it.".into(),
         };
         let text = explanation_text(&explanation);
         assert!(
-            text.starts_with("orders (a1b2c3d4e5f6) does not get billing-key\n"),
+            text.starts_with("orders does not get billing-key: no"),
             "{text}"
         );
-        assert!(text.contains("what no policy permits is denied"), "{text}");
+        assert!(text.contains("workload a1b2c3d4e5f6"), "{text}");
+        assert!(text.contains("What no policy permits is denied"), "{text}");
         explanation.decided_by.push(ExplainedPolicy {
             id: "baseline.privileged".into(),
             effect: "forbid".into(),
