@@ -14,6 +14,9 @@ key_file = "/etc/mayfly/seal.key"        # made with the store; without it nothi
 [admin]
 socket = "/run/mayfly/admin.sock"        # root only
 
+[audit]
+file = "/var/lib/mayfly/audit.jsonl"     # best on a disk of its own: when it is full, nothing is issued
+
 [oidc]                                   # where others check the tokens of the jwt engine
 listen = "127.0.0.1:8443"
 issuer = "https://localhost:8443"
@@ -61,6 +64,9 @@ pub struct Config {
     /// `[seal]`.
     #[serde(default)]
     pub seal: Seal,
+    /// `[audit]`.
+    #[serde(default)]
+    pub audit: Audit,
     /// `[admin]`.
     #[serde(default)]
     pub admin: Admin,
@@ -83,6 +89,14 @@ pub struct Config {
 pub struct Seal {
     /// The key file; `seal.key` in the state directory unless it is named.
     pub key_file: Option<PathBuf>,
+}
+
+/// The audit log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// The file; `audit.jsonl` in the state directory unless it is named.
+    pub file: Option<PathBuf>,
 }
 
 /// The admin socket.
@@ -268,7 +282,8 @@ impl Config {
     /// The audit log.
     #[must_use]
     pub fn audit_file(&self) -> PathBuf {
-        self.state_dir.join("audit.jsonl")
+        let named = self.audit.file.clone();
+        named.unwrap_or_else(|| self.state_dir.join("audit.jsonl"))
     }
 }
 

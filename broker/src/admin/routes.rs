@@ -82,6 +82,14 @@ pub async fn answer(
             audit(door, operator, last, follow).await
         }
         (&Method::POST, "audit", Some("verify")) => http::json(&door.audit_verify(operator).await?),
+        (&Method::POST, "nodes", Some(name)) => {
+            door.allow_node(operator, name).await?;
+            if admin.about.embedded_node.as_deref() == Some(name) {
+                let message = format!("{name:?} is the broker's own node: expected another name");
+                return Err(Refusal::because(Code::Conflict, message));
+            }
+            http::json(&admin.pki.node_certificate(name).map_err(bad)?)
+        }
         _ => {
             let message = format!(
                 "{} {} is no request of this API",

@@ -109,8 +109,9 @@ mod tests {
     #[tokio::test]
     async fn turns_are_one_at_a_time_and_leave_nothing() {
         let locks = Locks::default();
+        let (one, three) = (key(1), key(3));
         let first = locks.turn(&key(1)).await;
-        let mut second = Box::pin(locks.turn(&key(1)));
+        let mut second = Box::pin(locks.turn(&one));
         let waited = tokio::time::timeout(std::time::Duration::from_millis(10), &mut second);
         assert!(waited.await.is_err());
         let _other = locks.turn(&key(2)).await;
@@ -119,8 +120,7 @@ mod tests {
         assert!(!locks.0.lock().unwrap().contains_key(&key(1)));
         // One that gave up waiting leaves nothing either.
         let held = locks.turn(&key(3)).await;
-        let gave_up =
-            tokio::time::timeout(std::time::Duration::from_millis(1), locks.turn(&key(3)));
+        let gave_up = tokio::time::timeout(std::time::Duration::from_millis(1), locks.turn(&three));
         assert!(gave_up.await.is_err());
         drop(held);
         assert!(!locks.0.lock().unwrap().contains_key(&key(3)));
