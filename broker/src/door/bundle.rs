@@ -221,18 +221,19 @@ impl Door {
         denied: BTreeMap<CredentialName, Vec<String>>,
         mut work: Work<'_>,
     ) -> Refusal {
-        lock(&self.refused).add(ask.evidence);
         let mut names = denied.keys();
         let only = match (&ask.hello.want, names.next(), names.next()) {
             (Some(_), Some(only), None) => Some(only.clone()),
             _ => None,
         };
         let policies: BTreeSet<String> = denied.into_values().flatten().collect();
-        work.record(Event::Denied {
-            who: who(ask.evidence),
-            credential: only,
-            policies: policies.into_iter().collect(),
-        });
+        if lock(&self.refused).add(ask.evidence, self.now_ms()) {
+            work.record(Event::Denied {
+                who: who(ask.evidence),
+                credential: only,
+                policies: policies.into_iter().collect(),
+            });
+        }
         match self.write(work.finish(false)).await {
             Ok(()) => Code::Denied.into(),
             Err(refusal) => refusal,

@@ -9,6 +9,10 @@ use tokio::sync::OwnedMutexGuard;
 const MOST_DEAD: usize = 16 * 1024;
 /// Refused workloads that are remembered.
 const MOST_REFUSED: usize = 512;
+/// Refusals of one workload that go on record within [`SECOND`].
+const RECORDED: u32 = 5;
+/// In milliseconds.
+const SECOND: u64 = 1000;
 
 /// One turn for each workload.
 #[derive(Default)]
@@ -72,25 +76,50 @@ impl Tombs {
     }
 }
 
-/// The latest evidence of workloads that were refused.
+/// The latest evidence of workloads that were refused, and how often each was.
 #[derive(Default)]
-pub struct Recent(VecDeque<Arc<Evidence>>);
+pub struct Recent(VecDeque<Refused>);
+
+struct Refused {
+    evidence: Arc<Evidence>,
+    /// Refusals on record since `since`.
+    recorded: u32,
+    since: u64,
+}
 
 impl Recent {
-    pub fn add(&mut self, evidence: &Evidence) {
-        self.remove(&evidence.workload);
-        self.0.push_back(Arc::new(evidence.clone()));
+    /// Remembers a refusal, and says whether it goes on record: of those of one workload that keeps
+    /// asking, a few a second do, so that it cannot fill the disk.
+    pub fn add(&mut self, evidence: &Evidence, now: u64) -> bool {
+        let key = &evidence.workload;
+        let before = self
+            .0
+            .iter()
+            .position(|known| known.evidence.workload == *key);
+        let before = before.and_then(|place| self.0.remove(place));
+        let (recorded, since) = before
+            .filter(|known| now.saturating_sub(known.since) < SECOND)
+            .map_or((0, now), |known| (known.recorded, known.since));
+        self.0.push_back(Refused {
+            evidence: Arc::new(evidence.clone()),
+            recorded: recorded.saturating_add(1),
+            since,
+        });
         if self.0.len() > MOST_REFUSED {
             self.0.pop_front();
         }
+        recorded < RECORDED
     }
 
     pub fn remove(&mut self, key: &WorkloadKey) {
-        self.0.retain(|evidence| evidence.workload != *key);
+        self.0.retain(|known| known.evidence.workload != *key);
     }
 
     pub fn all(&self) -> Vec<Arc<Evidence>> {
-        self.0.iter().cloned().collect()
+        self.0
+            .iter()
+            .map(|known| Arc::clone(&known.evidence))
+            .collect()
     }
 }
 

@@ -10,6 +10,7 @@ mod known;
 mod operator;
 mod plan;
 mod renew;
+mod views;
 
 pub use apply::Applied;
 pub use bundle::{Ask, Held, Served};

@@ -1,0 +1,216 @@
+//! What operators can look at: workloads, leases, decisions, the audit log. Each look goes through
+//! policy and onto the record like any other act.
+
+use super::{Door, Operator, lock, store_failed};
+use crate::store::{Lease, Source};
+use mayfly_wire::admin::{AuditReport, ExplainedPolicy, Explanation, LeaseInfo};
+use mayfly_wire::{Code, CredentialName, Evidence, LeaseId, Refusal, WorkloadKey};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::broadcast;
+
+/// Leases read in one go.
+const PAGE: u32 = 1000;
+/// Most audit lines that one request gives.
+const MAX_LINES: usize = 100_000;
+
+impl Door {
+    /// Every workload that holds leases or was refused lately, and how many leases it has.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::Unavailable`].
+    pub async fn workloads(
+        &self,
+        operator: &Operator,
+    ) -> Result<Vec<(Arc<Evidence>, u64)>, Refusal> {
+        self.allow_broker(operator, "workloads").await?;
+        let mut counts: HashMap<WorkloadKey, u64> = HashMap::new();
+        self.each_lease(|lease| *counts.entry(lease.workload).or_default() += 1)
+            .await?;
+        let known = self.known().await?.into_iter();
+        Ok(known
+            .map(|evidence| {
+                let count = counts.get(&evidence.workload).copied().unwrap_or(0);
+                (evidence, count)
+            })
+            .collect())
+    }
+
+    async fn known(&self) -> Result<Vec<Arc<Evidence>>, Refusal> {
+        let stored = self.store.workloads(None).await.map_err(store_failed)?;
+        let mut known: Vec<_> = stored
+            .into_iter()
+            .map(|workload| Arc::new(workload.evidence))
+            .collect();
+        let refused = lock(&self.refused).all();
+        let unknown = refused.into_iter().filter(|evidence| {
+            known
+                .iter()
+                .all(|known: &Arc<Evidence>| known.workload != evidence.workload)
+        });
+        let unknown: Vec<_> = unknown.collect();
+        known.extend(unknown);
+        Ok(known)
+    }
+
+    /// Why a workload, given by id or name, gets a credential, or does not.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::NotFound`], [`Code::Conflict`] if several workloads have that name,
+    /// [`Code::Unavailable`].
+    pub async fn explain(
+        &self,
+        operator: &Operator,
+        workload: &str,
+        credential: &CredentialName,
+    ) -> Result<Explanation, Refusal> {
+        self.allow_broker(operator, "explain").await?;
+        let mut known = self.known().await?;
+        known.retain(|one| one.workload.id() == workload || one.display_name() == workload);
+        let evidence = match known.as_slice() {
+            [only] => only,
+            [] => {
+                let message = format!(
+                    "no workload {workload:?} holds a lease or was refused lately; see `mayfly \
+                     workloads`"
+                );
+                return Err(Refusal::because(Code::NotFound, message));
+            }
+            several => {
+                let ids: Vec<_> = several.iter().map(|one| one.workload.id()).collect();
+                let message = format!("{workload:?} names several: {}", ids.join(", "));
+                return Err(Refusal::because(Code::Conflict, message));
+            }
+        };
+        let applied = self.applied();
+        let subject = applied.judge().subject(evidence).map_err(super::inside)?;
+        let decision = applied.judge().issue(&subject, credential);
+        let find = |id: &String| applied.judge().explain(id).cloned();
+        let decided_by: Vec<ExplainedPolicy> = decision.policies.iter().filter_map(find).collect();
+        let name = evidence.display_name();
+        let by = decision.policies.join(", ");
+        let summary = if applied.credential(credential).is_none() {
+            format!("{credential} is not configured, so nobody gets it.")
+        } else if decision.allowed {
+            format!("{name} gets {credential}, by {by}.")
+        } else if decided_by.is_empty() {
+            format!("{name} does not get {credential}: no policy permits it.")
+        } else {
+            let reasons = decided_by
+                .iter()
+                .filter_map(|policy| policy.reason.as_deref());
+            let reasons = reasons.collect::<Vec<_>>().join("; ");
+            let colon = if reasons.is_empty() { "" } else { ": " };
+            format!("{name} does not get {credential}, by {by}{colon}{reasons}.")
+        };
+        Ok(Explanation {
+            workload: evidence.workload.id(),
+            name,
+            credential: credential.clone(),
+            allowed: decision.allowed,
+            decided_by,
+            summary,
+        })
+    }
+
+    /// Every live lease.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::Unavailable`].
+    pub async fn leases(&self, operator: &Operator) -> Result<Vec<LeaseInfo>, Refusal> {
+        self.allow_broker(operator, "leases").await?;
+        let mut leases = Vec::new();
+        self.each_lease(|lease| {
+            leases.push(LeaseInfo {
+                lease: lease.id,
+                workload: lease.workload,
+                name: lease.name,
+                credential: lease.credential,
+                issued_at: lease.issued_at,
+                expires_at: lease.expires_at,
+                version: match lease.source {
+                    Source::Kv { version, .. } => Some(version),
+                    Source::Sealed(_) => None,
+                },
+            });
+        })
+        .await?;
+        Ok(leases)
+    }
+
+    async fn each_lease(&self, mut f: impl FnMut(Lease)) -> Result<(), Refusal> {
+        let mut after: Option<LeaseId> = None;
+        loop {
+            let page = self
+                .store
+                .leases(after.take(), PAGE)
+                .await
+                .map_err(store_failed)?;
+            let full = page.len() >= PAGE as usize;
+            after = page.last().map(|lease| lease.id.clone());
+            page.into_iter().for_each(&mut f);
+            if !full {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How many leases live.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`].
+    pub async fn lease_count(&self) -> Result<u64, Refusal> {
+        Ok(self
+            .store
+            .lease_counts()
+            .await
+            .map_err(store_failed)?
+            .values()
+            .sum())
+    }
+
+    /// How many workloads of each node hold leases.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`].
+    pub async fn workloads_by_node(&self) -> Result<HashMap<String, u64>, Refusal> {
+        let mut counts = HashMap::new();
+        for workload in self.store.workloads(None).await.map_err(store_failed)? {
+            *counts.entry(workload.evidence.node).or_default() += 1;
+        }
+        Ok(counts)
+    }
+
+    /// Number of the last audit record.
+    #[must_use]
+    pub fn audit_seq(&self) -> u64 {
+        self.audit.head().get().seq
+    }
+
+    /// The last lines of the audit log, and each new one from then on.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::Unavailable`].
+    pub async fn audit_tail(
+        &self,
+        operator: &Operator,
+        count: usize,
+    ) -> Result<(Vec<String>, broadcast::Receiver<Arc<str>>), Refusal> {
+        self.allow_broker(operator, "audit_read").await?;
+        // Subscribed first, so that none is lost between; one that comes twice has a sequence number.
+        let lines = self.audit.subscribe();
+        let last = self.audit.tail(count.min(MAX_LINES)).await;
+        let last = last.map_err(|error| Refusal::because(Code::Unavailable, error.to_string()))?;
+        Ok((last, lines))
+    }
+
+    /// Checks the whole audit log.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::Unavailable`].
+    pub async fn audit_verify(&self, operator: &Operator) -> Result<AuditReport, Refusal> {
+        self.allow_broker(operator, "audit_verify").await?;
+        let report = self.audit.verify().await;
+        report.map_err(|error| Refusal::because(Code::Unavailable, error.to_string()))
+    }
+}
