@@ -53,12 +53,6 @@ pub fn enter(container: &Container) -> Result<(), Failure> {
     devices(&stage.join("dev"))?;
     run_dir(stage, container)?;
     mount_tmpfs(&stage.join("tmp"), "mode=1777,size=64m")?;
-    for hidden in &container.hide {
-        let place = inside(stage, hidden);
-        if place.is_dir() {
-            mount_tmpfs(&place, "mode=0000,size=4k")?;
-        }
-    }
     // What /run and /tmp covered although the command needs it.
     for needed in resolver.iter().chain([&container.cwd]) {
         if ["/run", "/tmp"]
@@ -67,6 +61,13 @@ pub fn enter(container: &Container) -> Result<(), Failure> {
             && needed.exists()
         {
             bind(needed, &inside(stage, needed))?;
+        }
+    }
+    // Last, or what was bound just now would show it again.
+    for hidden in &container.hide {
+        let place = inside(stage, hidden);
+        if place.is_dir() {
+            mount_tmpfs(&place, "mode=0000,size=4k")?;
         }
     }
     std::env::set_current_dir(stage).map_err(Failure::doing("cannot enter the new root"))?;

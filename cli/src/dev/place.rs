@@ -61,6 +61,11 @@ impl Place {
         self.root.join("broker.log")
     }
 
+    /// A link to the folder that the secrets came from, which no container shall see into.
+    pub fn secrets_link(&self) -> PathBuf {
+        self.root.join("secrets")
+    }
+
     fn lock(&self) -> PathBuf {
         self.root.join("lock")
     }

@@ -15,7 +15,7 @@ use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus};
 
 /// Whom a container runs as when the working directory is root's: nobody.
@@ -85,11 +85,7 @@ pub fn run(args: RunArgs, programs: &Programs) -> Result<ExitCode, Failure> {
         name,
         cgroups: cgroup.procs(),
         workload_dir: place.workload_dir(),
-        hide: vec![
-            place.root().to_owned(),
-            "/var/lib/mayfly".into(),
-            "/etc/mayfly".into(),
-        ],
+        hide: hidden(&place),
         shim: programs.find("mayfly-shim")?,
         sidecar: programs.find("mayfly-sidecar")?,
         wait: args.wait.iter().map(ToString::to_string).collect(),
@@ -127,6 +123,17 @@ fn broker(
         )));
     }
     Ok((place, None))
+}
+
+/// What no container shall see into: the broker, and where its secrets came from.
+fn hidden(place: &Place) -> Vec<PathBuf> {
+    let ours = [place.root().to_owned(), place.secrets_link()];
+    let installed = ["/var/lib/mayfly", "/etc/mayfly"].map(PathBuf::from);
+    let paths = ours.into_iter().chain(installed);
+    // Without symbolic links, which would lead out of the new root while it is put together.
+    paths
+        .filter_map(|path| std::fs::canonicalize(path).ok())
+        .collect()
 }
 
 fn default_name(command: &[OsString]) -> String {

@@ -13,6 +13,7 @@ use mayfly_wire::admin::{
 use mayfly_wire::{CredentialName, FieldName, KvPath};
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 /// Most credentials that a folder can make.
@@ -30,6 +31,11 @@ struct Found {
 pub fn seed(place: &Place, args: &StartArgs) -> Result<String, Failure> {
     if args.bare {
         return Ok("Nothing is configured: see `mayfly apply`.".into());
+    }
+    if let Some(dir) = &args.secrets {
+        let doing = || Failure::doing(format!("cannot find {}", dir.display()));
+        let dir = fs::canonicalize(dir).map_err(doing())?;
+        symlink(dir, place.secrets_link()).map_err(doing())?;
     }
     let found = args
         .secrets
