@@ -21,6 +21,9 @@ const MAX_ANSWER: usize = 128 * 1024 * 1024;
 /// Most bytes of one line of a followed stream.
 const MAX_LINE: usize = 1024 * 1024;
 
+/// Where a `mayfly dev` listens unless it is told otherwise.
+const DEV_SOCKET: &str = "/run/mayfly-dev/admin.sock";
+
 /// Speaks to one broker. Each request has a connection of its own.
 pub struct Client {
     socket: PathBuf,
@@ -181,6 +184,9 @@ fn to_json(body: &impl Serialize) -> Result<Vec<u8>, Failure> {
 /// Says which socket, and what to do about it.
 fn unreachable_at(socket: &Path, error: &io::Error) -> Failure {
     let advice = match error.kind() {
+        io::ErrorKind::NotFound if Path::new(DEV_SOCKET).exists() => {
+            "there is no such socket. A `mayfly dev` runs: --socket /run/mayfly-dev/admin.sock"
+        }
         io::ErrorKind::NotFound => {
             "there is no such socket. Start a broker (`mayfly-broker`, or `mayfly dev` to try \
              things), or name its socket with --socket or MAYFLY_ADMIN_SOCKET"

@@ -127,7 +127,6 @@ fn ask(question: &str) -> Result<Secret, Failure> {
         .take(MAX_VALUE as u64)
         .read_until(b'\n', &mut bytes)
         .map_err(Failure::doing("cannot read from the terminal"))?;
-    note("");
     if bytes.ends_with(b"\n") {
         bytes.pop();
     }

@@ -47,7 +47,7 @@ impl Cgroup {
                     ),
                 )));
             }
-            fs::create_dir(&dir).map_err(doing())?;
+            fs::create_dir_all(&dir).map_err(doing())?;
             cgroup.dirs.push(dir.clone());
             limit(&dir, limits)?;
         }
@@ -78,6 +78,8 @@ impl Drop for Cgroup {
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
+            // The last one out takes the common parent along; it is not empty for any other.
+            let _ = dir.parent().map(fs::remove_dir);
         }
     }
 }
