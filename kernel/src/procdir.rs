@@ -9,9 +9,9 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
 use nix::sched::CloneFlags;
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstatat};
 
 use crate::ns::{Kind, Namespace};
 
@@ -57,6 +57,18 @@ impl ProcDir {
 }
 
 impl ProcDir {
+    /// Device and inode of a namespace of it, without holding it: tells it only from one that is
+    /// held, or never gone.
+    ///
+    /// # Errors
+    ///
+    /// ESRCH if the process is gone, EACCES without the right to trace it.
+    pub fn namespace_inode(&self, kind: Kind) -> io::Result<(u64, u64)> {
+        let name = format!("ns/{}", kind.name());
+        let found = fstatat(&self.0, name.as_str(), AtFlags::empty()).map_err(gone)?;
+        Ok((found.st_dev, found.st_ino))
+    }
+
     /// Where the process's root directory is.
     ///
     /// # Errors
@@ -173,10 +185,10 @@ mod tests {
         let refused = ours.read("status", status.len() - 200).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::FileTooLarge);
         let namespace = ours.namespace(Kind::Pid).unwrap();
-        assert_eq!(namespace.inode().unwrap().1, {
-            use std::os::unix::fs::MetadataExt as _;
-            std::fs::metadata("/proc/self/ns/pid").unwrap().ino()
-        });
+        assert_eq!(
+            namespace.inode().unwrap(),
+            ours.namespace_inode(Kind::Pid).unwrap()
+        );
     }
 
     #[test]

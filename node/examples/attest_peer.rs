@@ -8,17 +8,18 @@
     reason = "the other half of a test"
 )]
 
-use std::io::{BufRead as _, IoSlice, Write as _};
+use std::io::{BufRead as _, IoSlice, IoSliceMut, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 fn main() {
     println!("ready");
     let mut connection: Option<UnixStream> = None;
+    let mut listener: Option<UnixListener> = None;
     let mut children: Vec<Child> = Vec::new();
     for line in std::io::stdin().lock().lines() {
         let line = line.unwrap();
@@ -66,14 +67,46 @@ fn main() {
                 }
             }
             "chroot" => nix::unistd::chroot(rest).unwrap(),
-            "mount" => println!(
-                "{}",
-                std::fs::read_link("/proc/thread-self/ns/mnt")
-                    .unwrap()
-                    .display()
-            ),
+            "inode" => {
+                let link = std::fs::read_link(format!("/proc/thread-self/ns/{rest}")).unwrap();
+                println!("{}", link.display());
+            }
+            // Moves itself into a cgroup, by the path of its directory.
+            "move" => std::fs::write(format!("{rest}/cgroup.procs"), "0").unwrap(),
+            // Passes its connection to whoever listens there.
+            "give" => {
+                let numbers = [connection.as_ref().unwrap().as_raw_fd()];
+                let other = UnixStream::connect(rest).unwrap();
+                let rights = [ControlMessage::ScmRights(&numbers)];
+                let bytes = [IoSlice::new(b"x")];
+                sendmsg::<()>(other.as_raw_fd(), &bytes, &rights, MsgFlags::empty(), None).unwrap();
+            }
+            "listen" => listener = Some(UnixListener::bind(rest).unwrap()),
+            // Takes the connection that someone gave, and says its number.
+            "take" => {
+                let (other, _) = listener.as_ref().unwrap().accept().unwrap();
+                println!("{}", taken(&other));
+            }
+            "run" => {
+                let status = Command::new("/bin/sh").args(["-c", rest]).status().unwrap();
+                assert!(status.success(), "{rest}");
+            }
             other => panic!("cannot {other}"),
         }
         println!("done");
     }
+}
+
+/// Receives a descriptor, which children then inherit by its number.
+fn taken(other: &UnixStream) -> i32 {
+    let mut byte = [0];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!([i32; 1]);
+    let flags = MsgFlags::empty();
+    let message = recvmsg::<()>(other.as_raw_fd(), &mut parts, Some(&mut space), flags).unwrap();
+    let numbers = message.cmsgs().unwrap().find_map(|found| match found {
+        ControlMessageOwned::ScmRights(numbers) => Some(numbers),
+        _ => None,
+    });
+    numbers.unwrap()[0]
 }

@@ -3,6 +3,7 @@
 
 mod attest {
     pub mod bench;
+    pub mod engine;
     pub mod forbidden;
     pub mod found;
     pub mod harness;

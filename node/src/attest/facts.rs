@@ -1,7 +1,11 @@
 //! Gathers what is to be judged about one process: reads, and draws no conclusions.
 
+use std::io;
+use std::sync::Arc;
+
 use mayfly_kernel::mountinfo::MOST_BYTES;
 use mayfly_kernel::ns::Kind;
+use mayfly_kernel::procdir::Place;
 
 use super::container::Container;
 use super::error::AttestError;
@@ -19,7 +23,7 @@ pub(crate) struct Facts {
     /// `/proc/PID/status`.
     pub status: Vec<u8>,
     /// `/proc/PID/mountinfo`; absent if it is too large.
-    pub mountinfo: Option<Vec<u8>>,
+    pub mountinfo: Option<Arc<[u8]>>,
     /// `/proc/PID/attr/current`; absent without an LSM that labels.
     pub label: Option<Vec<u8>>,
     /// Which of its namespaces are the host's.
@@ -28,55 +32,65 @@ pub(crate) struct Facts {
     pub user: u64,
     /// Id of its mount namespace.
     pub mount: u64,
-    /// Whether its root directory is its container's mount namespace's root, so that its mountinfo
-    /// shows all there is; `None` if that could not be told.
+    /// Where its root directory is.
+    pub root: Option<Place>,
+    /// Whether that is its container's mount namespace's root, so that its mountinfo shows all there
+    /// is; `None` if that could not be told.
     pub at_root: Option<bool>,
 }
 
 impl Facts {
-    /// Reads about a process of a container, if that is known.
+    /// Reads about a process of a container, if that is known. Another process of the same mount
+    /// namespace and root has the same mounts, and they are not read twice.
     pub(crate) fn read(
         host: &Host,
         process: &Process,
         container: Option<&Container>,
+        other: Option<&Self>,
     ) -> Result<Self, AttestError> {
-        let failed = |what| move |error: std::io::Error| AttestError::reading(what, &error);
+        let failed = |what| move |error: io::Error| AttestError::reading(what, &error);
         let directory = &process.directory;
         let status = directory
             .read("status", MOST_STATUS)
             .map_err(failed("its status"))?;
-        let mountinfo = directory.read("mountinfo", MOST_BYTES).ok();
-        let root = directory.root().ok();
         let label = directory.read("attr/current", MOST_LABEL).ok();
+        let root = directory.root().ok();
+        let id = |kind| {
+            process
+                .namespace(host, kind)
+                .and_then(|found| host.namespace_id(&found))
+        };
+        let shared = match other {
+            Some(other) if root.is_some() && root == other.root => {
+                let mount = id(Kind::Mount).map_err(failed("its mount namespace"))?;
+                other.mountinfo.clone().filter(|_| mount == other.mount)
+            }
+            _ => None,
+        };
+        let mountinfo =
+            shared.or_else(|| directory.read("mountinfo", MOST_BYTES).ok().map(Arc::from));
         // The namespaces last: whoever leaves its user namespace cannot come back to it, so that what
         // was read above was read while it was still where it is now, or is told by where it is now.
-        let mut facts = Self {
+        let host_owns = |kind| {
+            let inode = directory
+                .namespace_inode(kind)
+                .map_err(failed("its namespaces"))?;
+            Ok((kind, host.owns_inode(kind, inode)))
+        };
+        Ok(Self {
             status,
             mountinfo,
             label,
+            host: Kind::ALL
+                .into_iter()
+                .map(host_owns)
+                .collect::<Result<_, _>>()?,
+            user: id(Kind::User).map_err(failed("its user namespace"))?,
+            mount: id(Kind::Mount).map_err(failed("its mount namespace"))?,
+            root,
             at_root: root
-                .zip(container.and_then(|container| container.root))
+                .zip(container.and_then(|found| found.root))
                 .map(|(own, first)| own == first),
-            ..Self::default()
-        };
-        for kind in Kind::ALL {
-            let namespace = process
-                .namespace(host, kind)
-                .map_err(failed("its namespaces"))?;
-            let id = || {
-                host.namespace_id(&namespace)
-                    .map_err(failed("its namespaces"))
-            };
-            match kind {
-                Kind::User => facts.user = id()?,
-                Kind::Mount => facts.mount = id()?,
-                _ => {}
-            }
-            let owns = host
-                .owns(kind, &namespace)
-                .map_err(failed("its namespaces"))?;
-            facts.host.push((kind, owns));
-        }
-        Ok(facts)
+        })
     }
 }

@@ -99,11 +99,16 @@ impl Host {
         Ok(host)
     }
 
-    /// Whether a namespace is one of the host's. Those are never gone, so that inodes tell.
+    /// Whether a namespace is one of the host's.
     pub(crate) fn owns(&self, kind: Kind, namespace: &Namespace) -> io::Result<bool> {
-        let (device, inode) = namespace.inode()?;
-        Ok(device == self.nsfs
-            && (inode == first_inode(kind) || self.namespaces.contains(&(kind, inode))))
+        Ok(self.owns_inode(kind, namespace.inode()?))
+    }
+
+    /// Whether the namespace with this device and inode is one of the host's. Those are never gone, so
+    /// that inodes tell.
+    pub(crate) fn owns_inode(&self, kind: Kind, (device, inode): (u64, u64)) -> bool {
+        device == self.nsfs
+            && (inode == first_inode(kind) || self.namespaces.contains(&(kind, inode)))
     }
 
     /// What names a namespace: its id, or on a kernel without, its inode. The latter tells it from

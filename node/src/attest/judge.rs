@@ -73,3 +73,113 @@ pub(crate) fn in_pid_namespace(
         _ => Ok(Belongs::Joined),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attest::cgroups::{Ancestor, Tree};
+
+    fn line(ids: &[u64]) -> Line {
+        let ancestors = ids.iter().map(|id| Ancestor {
+            id: *id,
+            name: format!("c{id}"),
+        });
+        Line {
+            tree: Tree::V2,
+            ancestors: ancestors.collect(),
+        }
+    }
+
+    fn seat(inode: u64, pid_namespace: Option<u64>) -> Seat {
+        Seat {
+            cgroup: CgroupId {
+                tree: Tree::V2,
+                inode,
+            },
+            pid_namespace,
+        }
+    }
+
+    fn reason(judged: Result<Belongs, AttestError>) -> &'static str {
+        judged.unwrap_err().reason
+    }
+
+    #[test]
+    fn in_the_hosts_pid_namespace_only_such_a_container_counts() {
+        assert!(in_host_pid_namespace(Some(seat(10, None))).is_ok());
+        let other = in_host_pid_namespace(Some(seat(10, Some(5))));
+        assert_eq!(other.unwrap_err().reason, AMBIGUOUS);
+        assert_eq!(
+            in_host_pid_namespace(None).unwrap_err().reason,
+            NOT_A_CONTAINER
+        );
+    }
+
+    #[test]
+    fn in_its_own_container() {
+        let first = seat(10, Some(5));
+        let peer = line(&[2, 10, 30]);
+        assert_eq!(
+            in_pid_namespace(5, Some(&peer), Some(first), first).unwrap(),
+            Belongs::Own
+        );
+        // Without an engine, by the cgroup of the first process.
+        assert_eq!(
+            in_pid_namespace(5, Some(&peer), None, first).unwrap(),
+            Belongs::Own
+        );
+    }
+
+    #[test]
+    fn in_another_container_or_cgroup_it_has_joined() {
+        let first = seat(10, Some(5));
+        let sidecar = line(&[2, 11]);
+        let companion = Some(seat(11, Some(5)));
+        assert_eq!(
+            in_pid_namespace(5, Some(&sidecar), companion, first).unwrap(),
+            Belongs::Joined
+        );
+        assert_eq!(
+            in_pid_namespace(5, Some(&sidecar), None, first).unwrap(),
+            Belongs::Joined
+        );
+        assert_eq!(
+            in_pid_namespace(5, None, None, first).unwrap(),
+            Belongs::Joined
+        );
+        // Its container has a pid namespace of its own, which it has left for the workload's.
+        let other = Some(seat(11, Some(6)));
+        assert_eq!(
+            in_pid_namespace(5, Some(&sidecar), other, first).unwrap(),
+            Belongs::Joined
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let peer = line(&[2, 10]);
+        let other = seat(10, Some(6));
+        assert_eq!(
+            reason(in_pid_namespace(5, Some(&peer), Some(other), other)),
+            AMBIGUOUS
+        );
+    }
+
+    #[test]
+    fn a_container_with_the_hosts_pid_namespace_is_joined_by_nobody() {
+        let privileged = seat(10, None);
+        let inside = line(&[2, 10]);
+        let own = in_pid_namespace(5, Some(&inside), Some(privileged), privileged);
+        assert_eq!(own.unwrap(), Belongs::Own);
+        let outside = line(&[2, 11]);
+        assert_eq!(
+            reason(in_pid_namespace(5, Some(&outside), None, privileged)),
+            AMBIGUOUS
+        );
+        let other = Some(seat(11, Some(5)));
+        assert_eq!(
+            reason(in_pid_namespace(5, Some(&outside), other, privileged)),
+            AMBIGUOUS
+        );
+    }
+}

@@ -161,14 +161,9 @@ impl Attestor {
     /// `peer_unproven`, `peer_exited`, `not_a_container`, `ambiguous_container`, `unreadable`.
     pub async fn attest(&self, peer: &Peer) -> Result<Attested, AttestError> {
         peer.check_proven()?;
-        let line = self
-            .host
-            .cgroups
-            .line(&self.host, peer.process())
-            .ok()
-            .flatten();
         let named = |mut error: AttestError| {
-            error.cgroup_path = line.as_ref().map(|line| line.path());
+            let line = self.host.cgroups.line(&self.host, peer.process());
+            error.cgroup_path = line.ok().flatten().map(|line| line.path());
             peer.named(error)
         };
         let located = self.locate(peer.process()).await.map_err(named)?;
@@ -296,13 +291,15 @@ impl Attestor {
             None => Some(container),
             Some(guest) => guest.container.as_ref(),
         };
-        let (peer_posture, own_namespaces) =
-            self.judge(peer.process(), home.map(|home| &**home))?;
-        let same = located.companion.is_none() && peer.pid() == container.init.pid;
-        let init = if same {
+        let home = home.map(|home| &**home);
+        let facts = Facts::read(&self.host, peer.process(), home, None)?;
+        let own_namespaces = home.map(|home| posture::in_own_namespaces(&facts, Began::of(home)));
+        let peer_posture = self.judge(&facts, home);
+        let init = if located.companion.is_none() && peer.pid() == container.init.pid {
             peer_posture.clone()
         } else {
-            self.judge(&container.init, Some(container))?.0
+            let read = Facts::read(&self.host, &container.init, Some(container), Some(&facts));
+            self.judge(&read?, Some(container))
         };
         Ok(Evidence {
             workload,
@@ -329,18 +326,9 @@ impl Attestor {
         })
     }
 
-    /// The posture of a process, and whether it is in the namespaces that its container began with.
-    fn judge(
-        &self,
-        process: &Process,
-        home: Option<&Container>,
-    ) -> Result<(Posture, Option<bool>), AttestError> {
-        let facts = Facts::read(&self.host, process, home)?;
-        let began = home.map(Began::of);
+    fn judge(&self, facts: &Facts, home: Option<&Container>) -> Posture {
         let limits = home.map(LimitTexts::of).unwrap_or_default();
-        let posture = posture::posture(&facts, began, &limits, &self.engines_sockets());
-        let own = began.map(|began| posture::in_own_namespaces(&facts, began));
-        Ok((posture, own))
+        posture::posture(facts, home.map(Began::of), &limits, &self.engines_sockets())
     }
 
     /// What the node's kernel lacks, and whether this container's cgroup is not one of v2.

@@ -245,3 +245,6 @@ impl<'a> Status<'a> {
             .ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,10 +80,16 @@ impl Cgroup {
 
     /// Its directory in the v2 hierarchy.
     pub fn v2(&self) -> &Path {
-        self.directories
+        let mut v2 = self
+            .directories
             .iter()
-            .find(|directory| directory.join("cgroup.events").exists())
-            .expect("cgroup2 is mounted")
+            .filter(|path| path.join("cgroup.events").exists());
+        v2.next().expect("cgroup2 is mounted")
+    }
+
+    /// Its directories in all of them.
+    pub fn directories(&self) -> &[PathBuf] {
+        &self.directories
     }
 }
 
@@ -117,7 +123,7 @@ pub const NAMESPACES: [&str; 8] = [
 /// A process that does as it is told.
 pub struct Told {
     child: Child,
-    input: ChildStdin,
+    input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
 }
 
@@ -130,6 +136,11 @@ impl Told {
             .unwrap()
             .with_file_name("examples")
             .join("attest_peer");
+        assert!(
+            program.exists(),
+            "{} is missing: build it with `cargo build --release --workspace --example attest_peer`",
+            program.display()
+        );
         let words = [words, &[program.to_str().unwrap()]].concat();
         let mut child = cgroup
             .command(&words)
@@ -137,7 +148,7 @@ impl Told {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let input = child.stdin.take().unwrap();
+        let input = child.stdin.take();
         let output = BufReader::new(child.stdout.take().unwrap());
         let mut told = Self {
             child,
@@ -150,7 +161,7 @@ impl Told {
 
     /// Makes it do something; answers what it said on the way.
     pub fn tell(&mut self, order: &str) -> Vec<String> {
-        writeln!(self.input, "{order}").unwrap();
+        writeln!(self.input.as_ref().unwrap(), "{order}").unwrap();
         let mut said = Vec::new();
         loop {
             match self.line() {
@@ -169,7 +180,28 @@ impl Told {
         line.trim_end().to_owned()
     }
 
-    /// Kills it, and waits until it is dead.
+    /// Starts it in a cgroup, without namespaces of its own, with this pid, which nobody has.
+    pub fn with_pid(cgroup: &Cgroup, pid: u32) -> Self {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            // Other processes of the machine may be quicker to take the next pid.
+            fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string())
+                .expect("a kernel with CONFIG_CHECKPOINT_RESTORE");
+            let mut told = Self::start(cgroup, &[]);
+            if told.pid() == pid {
+                return told;
+            }
+            told.kill();
+            assert!(Instant::now() < deadline, "could not get pid {pid}");
+        }
+    }
+
+    /// Its pid, where it was started without a namespace of its own.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it and what it runs in, and waits until the command that started it is dead.
     pub fn kill(&mut self) {
         let _gone = self.child.kill();
         let _status = self.child.wait();
@@ -178,7 +210,18 @@ impl Told {
 
 impl Drop for Told {
     fn drop(&mut self) {
-        self.kill();
+        // It ends with its input, unless it is dead already.
+        self.input = None;
+        let _status = self.child.wait();
+    }
+}
+
+/// Waits until a peer is dead.
+pub fn dies(peer: &Peer) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while peer.alive() {
+        assert!(Instant::now() < deadline, "pid {} does not die", peer.pid());
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -191,9 +234,13 @@ pub struct Node {
 
 impl Node {
     pub fn new(forbid: &[Facility]) -> Self {
+        Self::with_engines(forbid, Vec::new())
+    }
+
+    pub fn with_engines(forbid: &[Facility], engine_sockets: Vec<PathBuf>) -> Self {
         let attestor = Attestor::new(AttestConfig {
             node: "test".to_owned(),
-            engine_sockets: Vec::new(),
+            engine_sockets,
             forbid: forbid.to_vec(),
         })
         .unwrap();
@@ -222,6 +269,16 @@ impl Node {
     /// Has a process connect.
     pub fn connecting(&self, told: &mut Told) -> (UnixStream, Result<Peer, AttestError>) {
         told.tell(&format!("connect {}", self.path.display()));
+        self.accept()
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes who has connected.
+    pub fn accept(&self) -> (UnixStream, Result<Peer, AttestError>) {
         let (stream, _) = self.listener.accept().unwrap();
         let peer = self.attestor.connected(&stream);
         (stream, peer)
@@ -264,6 +321,11 @@ pub fn runtime() -> tokio::runtime::Runtime {
         .enable_all()
         .build()
         .unwrap()
+}
+
+/// The id of a cgroup in the v2 hierarchy.
+pub fn id_of(cgroup: &Cgroup) -> u64 {
+    mayfly_kernel::cgroup::id(fs::File::open(cgroup.v2()).unwrap()).unwrap()
 }
 
 /// A container of its own, with the process in it.

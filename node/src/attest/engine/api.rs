@@ -146,3 +146,65 @@ impl Version {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "4f1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c";
+
+    #[test]
+    fn ids_are_found_in_the_names_that_runtimes_give() {
+        for name in [
+            ID.to_owned(),
+            format!("docker-{ID}.scope"),
+            format!("libpod-{ID}.scope"),
+            format!("cri-containerd-{ID}.scope"),
+            format!("crio-{ID}"),
+        ] {
+            assert_eq!(id_in_name(&name), Some(ID), "{name}");
+        }
+        let long = format!("{ID}0");
+        let upper = ID.to_uppercase();
+        for name in ["", "docker", "user.slice", &ID[1..], &long, &upper, "é"] {
+            assert_eq!(id_in_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn answers_are_read_with_what_they_lack() {
+        let text = format!(
+            r#"{{"Id":"{ID}","Name":"/shop-orders-1","Image":"{ID}","Extra":[1],
+            "State":{{"Pid":7,"StartedAt":"2026-01-02T03:04:05.6Z","Running":true}},
+            "Config":{{"Image":"orders:1","Labels":{{"com.docker.compose.project":"shop",
+            "com.docker.compose.service":"orders","long":"{}"}}}}}}"#,
+            "x".repeat(MOST_LABEL_BYTES + 1)
+        );
+        let found: Inspected = serde_json::from_str(&text).unwrap();
+        assert_eq!(found.state.pid, 7);
+        let digests = BTreeSet::from(["orders@sha256:ab".to_owned()]);
+        let evidence = found.into_evidence("docker", digests.clone());
+        assert_eq!(evidence.name, "shop-orders-1");
+        assert_eq!(evidence.image.config_digest, format!("sha256:{ID}"));
+        assert_eq!(evidence.image.reference, "orders:1");
+        assert_eq!(evidence.image.repo_digests, digests);
+        assert_eq!(evidence.compose_project.as_deref(), Some("shop"));
+        assert_eq!(evidence.compose_service.as_deref(), Some("orders"));
+        assert_eq!(evidence.labels.len(), 2);
+        let bare: Inspected = serde_json::from_str(r#"{"Id":"x","State":{}}"#).unwrap();
+        assert_eq!(bare.state.pid, 0);
+        assert!(serde_json::from_str::<Inspected>(r#"{"Id":7,"State":{}}"#).is_err());
+        assert!(serde_json::from_str::<Inspected>(r#"{"Id":"x","State":{"Pid":-1}}"#).is_err());
+    }
+
+    #[test]
+    fn podman_says_that_it_is() {
+        let version = |text: &str| serde_json::from_str::<Version>(text).unwrap().kind();
+        assert_eq!(
+            version(r#"{"Components":[{"Name":"Podman Engine"}]}"#),
+            "podman"
+        );
+        assert_eq!(version(r#"{"Components":[{"Name":"Engine"}]}"#), "docker");
+        assert_eq!(version("{}"), "docker");
+    }
+}
