@@ -1,5 +1,12 @@
 //! The broker from the door inward, driven with made evidence: everything but its sockets.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, and prints what it measured"
+)]
+
 #[path = "broker/harness.rs"]
 mod harness;
 #[path = "broker/issue.rs"]

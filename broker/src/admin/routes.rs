@@ -230,7 +230,10 @@ async fn audit(
                 return;
             }
         }
-        while follow {
+        if !follow {
+            return;
+        }
+        loop {
             let line = tokio::select! {
                 line = new.recv() => line,
                 () = sender.closed() => return,

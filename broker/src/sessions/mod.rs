@@ -19,7 +19,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, Semaphore, watch};
 
 /// Most sessions of one workload.
-const MOST_SESSIONS: usize = 32;
+const MOST_SESSIONS: usize = 64;
 /// Bundles made anew at once, so that a new configuration does not starve new sessions.
 const AT_ONCE: usize = 32;
 

@@ -251,11 +251,9 @@ struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
     fn mount(at: &std::path::Path) -> Self {
-        let none = None::<&str>;
         let flags = nix::mount::MsFlags::empty();
         nix::mount::mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some("size=64k"))
             .expect("this test mounts a tmpfs and needs root");
-        let _ = none;
         Self(at.to_owned())
     }
 }
@@ -319,4 +317,35 @@ async fn a_hello_that_makes_no_sense_is_refused() {
             .iter()
             .any(|event| matches!(event, Event::Issued { .. }))
     );
+}
+
+/// Prints what a session costs the broker: `make bench` measures it with attestation, this without.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cost_of_sessions() {
+    const SESSIONS: u64 = 2000;
+    const AT_ONCE: u64 = 64;
+    let dir = Dir::new();
+    let world = std::sync::Arc::new(World::open(&dir.0).await);
+    world.put("orders/db", "sesame").await;
+    world.apply(two_services()).await;
+    for round in ["new leases", "the same again"] {
+        let start = std::time::Instant::now();
+        let mut tasks = tokio::task::JoinSet::new();
+        for part in 0..AT_ONCE {
+            let world = std::sync::Arc::clone(&world);
+            tasks.spawn(async move {
+                for number in (part..SESSIONS).step_by(AT_ONCE as usize) {
+                    let evidence = evidence("orders", number);
+                    let mut client = world.connect_for(&evidence, None, true).await.unwrap();
+                    assert_eq!(client.bundle().await.credentials.len(), 1);
+                }
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap();
+        }
+        let rate = SESSIONS as f64 / start.elapsed().as_secs_f64();
+        println!("sessions with {round}: {rate:.0} a second");
+    }
+    assert_eq!(world.broker.door.lease_count().await.unwrap(), SESSIONS);
 }
