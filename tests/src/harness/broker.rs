@@ -21,7 +21,7 @@ use super::wait::{free_port, output, output_with_input, random_text, wait_until}
 pub struct BrokerOptions {
     /// The sockets of the engines that its node asks.
     pub engines: Vec<PathBuf>,
-    /// More lines for the `[broker]` table of its configuration.
+    /// More tables for its configuration, such as `[node_link]`.
     pub broker: String,
     /// More lines for the `[node]` table.
     pub node: String,
@@ -76,14 +76,15 @@ impl Broker {
             dir,
         };
         let config = format!(
-            "[broker]\nstate_dir = {:?}\nadmin_socket = {:?}\noidc_listen = \"127.0.0.1:{oidc_port}\"\n\
-             {}\n[node]\nworkload_socket = {:?}\nengine_sockets = {:?}\n{}\n",
+            "state_dir = {:?}\n[admin]\nsocket = {:?}\n\
+             [oidc]\nlisten = \"127.0.0.1:{oidc_port}\"\nissuer = \"https://localhost:{oidc_port}\"\n\
+             [node]\nworkload_socket = {:?}\nengine_sockets = {:?}\n{}\n{}\n",
             broker.state_dir(),
             broker.admin_socket(),
-            options.broker,
             broker.workload_socket(),
             options.engines,
             options.node,
+            options.broker,
         );
         std::fs::write(broker.config_file(), config)?;
         broker.restart()?;
