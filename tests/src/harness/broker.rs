@@ -234,7 +234,11 @@ impl Broker {
             std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
             std::fs::write(path, content)?;
         }
-        output(self.mayfly()?.args(["apply", "-f"]).arg(dir.path()))
+        output(
+            self.mayfly()?
+                .args(["apply", "--yes", "-f"])
+                .arg(dir.path()),
+        )
     }
 
     /// Runs the admin program with something on its standard input, where secret values come in.
