@@ -37,9 +37,16 @@ pub async fn run(client: &Client, out: Out, command: Command) -> Result<(), Fail
         .mode(0o700)
         .create(&dir)
         .map_err(Failure::doing(format!("cannot make {}", dir.display())))?;
+    let paths = ["node.crt", "node.key", "ca.crt"].map(|file| dir.join(file));
+    if let Some(there) = paths.iter().find(|path| path.exists()) {
+        let there = there.display();
+        return Err(Failure::Failed(format!(
+            "{there} is there already, and is not overwritten"
+        )));
+    }
     let mut files = Vec::new();
-    for file in ["node.crt", "node.key", "ca.crt"] {
-        files.push(create(&dir.join(file))?);
+    for path in &paths {
+        files.push(create(path)?);
     }
     let made: Result<NodeCertificate, Failure> = client.post(&path, &json!({})).await;
     let written = made.and_then(|made| {
