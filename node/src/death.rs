@@ -188,3 +188,53 @@ impl Drop for DeathWatch {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+    use std::time::Duration;
+
+    /// In the host's pid namespace: the first process lives on, elsewhere.
+    #[test]
+    fn an_emptied_cgroup_is_a_dead_workload() {
+        let text = std::fs::read("/proc/self/mountinfo").unwrap();
+        let mount = mayfly_kernel::mountinfo::mounts(&text)
+            .filter_map(Result::ok)
+            .find(|mount| mount.filesystem == b"cgroup2")
+            .expect("a cgroup2 hierarchy");
+        let root = String::from_utf8(mount.point.into_owned()).unwrap();
+        let cgroup = format!("{root}/mayfly-death-{}", std::process::id());
+        std::fs::create_dir(&cgroup).unwrap();
+        let join = format!("echo $$ > {cgroup}/cgroup.procs && echo && exec sleep 60");
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", &join])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut joined = [0];
+        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut joined).unwrap();
+        let key = WorkloadKey {
+            boot_id: String::new(),
+            cgroup_id: 1,
+            pidns_id: 1,
+        };
+        let first = Pidfd::open(std::process::id()).unwrap();
+        let events = File::open(format!("{cgroup}/cgroup.events")).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (watch, mut dead) = DeathWatch::new();
+            watch.watch(DeathTarget::new(key.clone(), first, Some(events), None));
+            let early = tokio::time::timeout(Duration::from_millis(100), dead.recv()).await;
+            assert!(early.is_err());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let told = tokio::time::timeout(Duration::from_secs(5), dead.recv()).await;
+            assert_eq!(told.unwrap(), Some(key));
+        });
+        std::fs::remove_dir(&cgroup).unwrap();
+    }
+}

@@ -1,6 +1,15 @@
 //! Attestation on a real kernel: containers of bare namespaces and cgroups, and what they try. Needs
 //! root.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a test's helpers fail the test"
+)]
+
 mod attest {
     pub mod bench;
     pub mod engine;

@@ -55,7 +55,7 @@ impl Exposed {
         let rest = below(path, &mount.point)?;
         Some(Self {
             device: mount.device.to_vec(),
-            path: [&*trimmed(&mount.root), rest].concat(),
+            path: [trimmed(&mount.root), rest].concat(),
         })
     }
 
@@ -77,7 +77,7 @@ impl Exposed {
                 return false;
             };
             // Something else may be mounted over it.
-            let inside = [&*trimmed(&mount.point), rest].concat();
+            let inside = [trimmed(&mount.point), rest].concat();
             covering(&inside, all).is_some_and(|top| std::ptr::eq(top, mount))
         };
         let socket = known.iter().find(shows)?;
