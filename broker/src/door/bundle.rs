@@ -240,30 +240,16 @@ impl Door {
         }
     }
 
-    /// Makes records and leases durable, both before anything leaves.
+    /// Makes records and then leases durable, both before anything leaves. In this order a crash can
+    /// leave a record of a lease that never was, and never a lease without its record.
     async fn write(&self, written: Written) -> Result<(), Refusal> {
-        let Written {
-            events,
-            ops,
-            new,
-            extended,
-        } = written;
         let now = self.now_ms();
-        let commit = async {
-            if ops.is_empty() {
-                return Ok(());
-            }
-            self.store.commit(ops).await.map_err(store_failed)
-        };
-        let (recorded, committed) = tokio::join!(self.record_all(events), commit);
-        if recorded.is_err() && committed.is_ok() {
-            // Leases that nobody heard of and whose records may be missing: take them back.
-            for (lease, _) in &new {
-                self.end_silently(lease).await;
-            }
+        self.record_all(written.events).await?;
+        if !written.ops.is_empty() {
+            let committed = self.store.commit(written.ops).await;
+            committed.map_err(store_failed)?;
         }
-        recorded.and(committed)?;
-        for (lease, expires_at) in new.iter().chain(&extended) {
+        for (lease, expires_at) in written.new.iter().chain(&written.extended) {
             self.schedule(lease, now, *expires_at);
         }
         Ok(())

@@ -94,13 +94,6 @@ impl Door {
         }
     }
 
-    /// Takes back a lease that nobody heard of.
-    pub(super) async fn end_silently(&self, lease: &LeaseId) {
-        if let Err(error) = self.store.commit(vec![Op::LeaseEnd(lease.clone())]).await {
-            tracing::error!(%lease, %error, "a lease without a record stays until it expires");
-        }
-    }
-
     /// What a node that has just started must watch. Workloads of an earlier boot of it are dead, and
     /// are given apart.
     ///
