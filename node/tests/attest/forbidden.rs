@@ -1,5 +1,7 @@
 //! What replaces each facility that a kernel may lack is as safe.
 
+use std::collections::HashSet;
+
 use super::harness::{Cgroup, NAMESPACES, Node, Told, container, id_of, receive};
 use mayfly_wire::Facility;
 
@@ -80,20 +82,17 @@ fn a_nested_pid_namespace_is_the_outer_ones_without_each() {
 #[test]
 fn recycled_inodes_fool_nobody() {
     const TRIES: usize = 2000;
-    // That this kernel does so at once: leaving a namespace frees its inode, and soon we have it
-    // again, unless another process of the machine took it.
+    // That this kernel does so at once: leaving a namespace frees its inode, and the next but one has
+    // it, unless another process of the machine took it.
     let (_cgroup, mut control) = container("control");
-    // What started it stays in the first.
-    control.tell("recycle 1");
-    let first = control.tell("inode mnt");
-    let mut again = 0;
+    let mut seen = HashSet::new();
     for _ in 0..TRIES {
         control.tell("recycle 1");
-        again += usize::from(control.tell("inode mnt") == first);
+        seen.extend(control.tell("inode mnt"));
     }
-    println!("{again} of {TRIES} had the first inode");
+    println!("{TRIES} mount namespaces had {} inodes", seen.len());
     assert!(
-        again > 0,
+        seen.len() < TRIES,
         "this kernel does not recycle: the test shows nothing"
     );
     for forbidden in [vec![], vec![Facility::NsGetId], Facility::ALL.to_vec()] {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use mayfly_kernel::mountinfo::mounts;
+use mayfly_kernel::pidfd::Pidfd;
 use mayfly_kernel::socket::{Received, recv};
 use mayfly_node::attest::{AttestConfig, AttestError, Attested, Attestor, Peer};
 use mayfly_wire::Facility;
@@ -97,7 +98,11 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(5);
         for directory in &self.directories {
-            // Its processes may not be gone yet.
+            let left = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+            for pid in left.lines().filter_map(|pid| pid.parse().ok()) {
+                let _gone = Pidfd::open(pid).and_then(|process| process.send_signal(9));
+            }
+            // They may not be gone yet.
             while fs::remove_dir(directory).is_err() && directory.exists() {
                 if Instant::now() > deadline {
                     return;
