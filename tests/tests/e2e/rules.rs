@@ -20,7 +20,10 @@ const ARROWS: [(&str, &[&str]); 8] = [
     ("mayfly-sidecar", &["mayfly-wire", "mayfly-kernel"]),
     ("mayfly-shim", &["mayfly-kernel"]),
     ("mayfly", &["mayfly-wire", "mayfly-kernel"]),
-    ("mayfly-tests", &["mayfly-wire", "mayfly-kernel"]),
+    (
+        "mayfly-tests",
+        &["mayfly-wire", "mayfly-kernel", "mayfly-node"],
+    ),
 ];
 
 /// The most lines that a file may have.

@@ -1,0 +1,78 @@
+//! The benches of docs/design.md section 11: real processes, a real broker, containers of bare
+//! namespaces. docs/benchmarks.md says what each figure means and what it leaves out.
+//!
+//! | file | figures |
+//! |---|---|
+//! | `life` | `sidecar_start_to_file`, `death_to_lease_end` |
+//! | `push` | `put_to_file` |
+//! | `attest` | `attest` |
+//! | `sessions` | `sessions`, `sessions.cpu.*` |
+//! | `size` | `rss.*`, `binary.*` |
+//!
+//! `place` is where they are taken, `inside` what runs in the containers, `report` what comes out.
+
+mod attest;
+pub mod inside;
+mod life;
+mod place;
+mod push;
+mod report;
+mod sessions;
+mod size;
+
+use anyhow::{Result, bail};
+
+pub use report::Report;
+
+/// What to measure, and how long.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Fewer samples: to see whether a change helped, not to be quoted.
+    pub quick: bool,
+    /// Figures by the beginning of their names; all when empty.
+    pub only: Vec<String>,
+}
+
+impl Options {
+    /// `many` samples, or `few` of them where it should be quick.
+    fn samples(&self, many: usize, few: usize) -> usize {
+        if self.quick { few } else { many }
+    }
+
+    fn wants(&self, figures: &[&str]) -> bool {
+        let wanted = |figure: &&str| {
+            let mut only = self.only.iter();
+            only.any(|only| figure.starts_with(only.as_str()) || only.starts_with(*figure))
+        };
+        self.only.is_empty() || figures.iter().any(wanted)
+    }
+}
+
+type Measure = fn(&Options, &mut Report) -> Result<()>;
+
+/// What measures what. Those that need quiet come first.
+const MEASURES: [(&[&str], Measure); 6] = [
+    (&["sidecar_start_to_file", "death_to_lease_end"], life::measure),
+    (&["put_to_file"], push::measure),
+    (&["attest"], attest::measure),
+    (&["sessions"], sessions::measure),
+    (&["rss"], size::measure_memory),
+    (&["binary"], size::measure_files),
+];
+
+/// Takes the wanted figures.
+///
+/// # Errors
+/// When one cannot be taken: that needs root and what `make build` makes.
+pub fn run(options: &Options, report: &mut Report) -> Result<()> {
+    for (figures, measure) in MEASURES {
+        if options.wants(figures) {
+            report.progress(&format!("measuring {}", figures.join(", ")))?;
+            measure(options, report)?;
+        }
+    }
+    if report.is_empty() {
+        bail!("no figure has a name that begins so: {:?}", options.only);
+    }
+    Ok(())
+}

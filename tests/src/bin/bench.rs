@@ -1,0 +1,47 @@
+//! `make bench`: takes the figures of docs/design.md section 11, as root.
+//!
+//! Usage: `bench [--quick] [--only FIGURE]… [--check]`. The figures go to standard output and to
+//! `target/bench.jsonl`, one JSON object a line; what goes on, and how the figures stand to their
+//! budgets, to standard error. With `--check` a budget that is not kept is an exit status of 1.
+//! docs/benchmarks.md says more.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use mayfly_tests::bench::{self, Options, Report, inside};
+
+fn main() -> Result<ExitCode> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let ["inside", job @ ..] = &arguments[..] {
+        return inside::run(job).map(|()| ExitCode::SUCCESS);
+    }
+    let mut options = Options::default();
+    let mut check = false;
+    let mut rest = arguments.into_iter();
+    while let Some(argument) = rest.next() {
+        match argument {
+            "--quick" => options.quick = true,
+            "--check" => check = true,
+            "--only" => {
+                let figure = rest.next().context("--only: expected the name of a figure")?;
+                options.only.push(figure.to_string());
+            }
+            other => bail!("expected --quick, --only FIGURE or --check, found {other:?}"),
+        }
+    }
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "containers need root: run `make bench` as root"
+    );
+    // It is in target/HOST/PROFILE.
+    let own = std::env::current_exe()?;
+    let target = own.ancestors().nth(3).context("not in a target directory")?;
+    let mut report = Report::new(&target.join("bench.jsonl"))?;
+    bench::run(&options, &mut report)?;
+    report.table()?;
+    if check && !report.holds() {
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
