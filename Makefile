@@ -54,8 +54,9 @@ test:
 demo: build
 	@deploy/demo/run
 
+# BENCH="--quick --only sessions", for example; docs/benchmarks.md says what there is.
 bench: setup build
-	cargo run --release --locked -p mayfly-tests --bin bench
+	$(if $(filter 0,$(shell id -u)),,sudo) target/$(shell rustc --print host-tuple)/release/bench $(BENCH)
 
 deny:
 	@tests/deny

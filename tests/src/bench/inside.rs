@@ -75,13 +75,17 @@ fn sessions(threads: usize, seconds: u64, go: &Path) -> Result<()> {
         let workers: Vec<_> = (0..threads)
             .map(|_| scope.spawn(|| work(begun, &counts)))
             .collect();
-        workers.into_iter().try_for_each(|worker| match worker.join() {
-            Ok(done) => done,
-            Err(_) => bail!("a thread of sessions ended"),
-        })
+        workers
+            .into_iter()
+            .try_for_each(|worker| match worker.join() {
+                Ok(done) => done,
+                Err(_) => bail!("a thread of sessions ended"),
+            })
     })?;
     let spent = cpu()?.saturating_sub(before);
-    let counts = counts.iter().map(|count| count.load(Ordering::Relaxed).to_string());
+    let counts = counts
+        .iter()
+        .map(|count| count.load(Ordering::Relaxed).to_string());
     print(&format!(
         "counts {} {}",
         spent.as_micros(),
@@ -107,7 +111,11 @@ fn served_one() -> Result<()> {
     match session.next(LIMIT)? {
         Some(ServerMessage::Bundle(bundle)) => {
             let values = session.open_bundle(&bundle)?;
-            ensure!(values.len() == 1, "expected one value, found {}", values.len());
+            ensure!(
+                values.len() == 1,
+                "expected one value, found {}",
+                values.len()
+            );
             Ok(())
         }
         other => bail!("expected a bundle, found {other:?}"),

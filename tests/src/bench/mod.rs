@@ -52,7 +52,10 @@ type Measure = fn(&Options, &mut Report) -> Result<()>;
 
 /// What measures what. Those that need quiet come first.
 const MEASURES: [(&[&str], Measure); 6] = [
-    (&["sidecar_start_to_file", "death_to_lease_end"], life::measure),
+    (
+        &["sidecar_start_to_file", "death_to_lease_end"],
+        life::measure,
+    ),
     (&["put_to_file"], push::measure),
     (&["attest"], attest::measure),
     (&["sessions"], sessions::measure),

@@ -108,7 +108,11 @@ pub fn options_with(sockets: &Path) -> Result<BareOptions> {
 
 /// A container whose first process does one of the jobs of [`super::inside`].
 pub fn run_inside(options: &BareOptions, job: &[&str]) -> Result<Bare> {
-    Bare::run(Realm::host(), options, &[&[PROGRAM, "inside"], job].concat())
+    Bare::run(
+        Realm::host(),
+        options,
+        &[&[PROGRAM, "inside"], job].concat(),
+    )
 }
 
 /// A value on its way.
@@ -155,7 +159,9 @@ pub fn said(container: &Bare, word: &str) -> Result<String> {
     let deadline = Instant::now() + LIMIT;
     loop {
         let logs = container.logs();
-        let mut lines = logs.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let mut lines = logs
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
         if let Some(rest) = lines.find_map(|line| line.strip_prefix(&start)) {
             return Ok(rest.trim_end().to_string());
         }

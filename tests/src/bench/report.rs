@@ -90,7 +90,9 @@ impl Report {
         let rank = |percent: usize| (samples.len() * percent).div_ceil(100).max(1) - 1;
         let at = |percent| samples.get(rank(percent)).copied();
         let (median, p99) = (at(50), at(99));
-        let (median, p99) = median.zip(p99).with_context(|| format!("no sample of {name}"))?;
+        let (median, p99) = median
+            .zip(p99)
+            .with_context(|| format!("no sample of {name}"))?;
         let line = json!({
             "figure": name, "median": rounded(median), "p99": rounded(p99),
             "n": samples.len(), "unit": unit,
@@ -170,7 +172,12 @@ mod tests {
     fn a_rate_is_judged_from_below_and_a_time_from_above() -> Result<()> {
         let path = std::env::temp_dir().join(format!("mayfly-report-{}", std::process::id()));
         let mut report = Report::new(&path)?;
-        report.add("attest", (1..=100).map(f64::from).collect(), "us", Better::Less)?;
+        report.add(
+            "attest",
+            (1..=100).map(f64::from).collect(),
+            "us",
+            Better::Less,
+        )?;
         let rates = (1..=100).map(|n| f64::from(n) * 100.0).collect();
         report.add("sessions", rates, "1/s", Better::More)?;
         assert!(report.holds());

@@ -42,8 +42,18 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let rates: Vec<f64> = rates.collect();
     let clients: f64 = said.iter().map(|said| said.cpu).sum();
     report.add("sessions", rates, "1/s", Better::More)?;
-    report.add("sessions.cpu.broker", vec![broker / total], "us", Better::Less)?;
-    report.add("sessions.cpu.client", vec![clients / total], "us", Better::Less)
+    report.add(
+        "sessions.cpu.broker",
+        vec![broker / total],
+        "us",
+        Better::Less,
+    )?;
+    report.add(
+        "sessions.cpu.client",
+        vec![clients / total],
+        "us",
+        Better::Less,
+    )
 }
 
 struct Said {

@@ -24,7 +24,9 @@ fn main() -> Result<ExitCode> {
             "--quick" => options.quick = true,
             "--check" => check = true,
             "--only" => {
-                let figure = rest.next().context("--only: expected the name of a figure")?;
+                let figure = rest
+                    .next()
+                    .context("--only: expected the name of a figure")?;
                 options.only.push(figure.to_string());
             }
             other => bail!("expected --quick, --only FIGURE or --check, found {other:?}"),
@@ -36,7 +38,10 @@ fn main() -> Result<ExitCode> {
     );
     // It is in target/HOST/PROFILE.
     let own = std::env::current_exe()?;
-    let target = own.ancestors().nth(3).context("not in a target directory")?;
+    let target = own
+        .ancestors()
+        .nth(3)
+        .context("not in a target directory")?;
     let mut report = Report::new(&target.join("bench.jsonl"))?;
     bench::run(&options, &mut report)?;
     report.table()?;
