@@ -2,6 +2,7 @@
 //! `make build` builds, and fail without.
 
 mod e2e {
+    mod attacks;
     mod bare;
     mod engines;
     mod guard;

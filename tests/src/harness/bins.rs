@@ -27,6 +27,21 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The path of an example of the kernel crate, which stands for what only that crate may say.
+///
+/// # Errors
+/// When it has not been built.
+pub fn example(name: &str) -> Result<PathBuf> {
+    let path = target_dir()?.join("release/examples").join(name);
+    if !path.is_file() {
+        bail!(
+            "expected the example {}: run `make build` first",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
 /// A file for the log of one thing that runs; an older one of the same name is replaced.
 ///
 /// # Errors

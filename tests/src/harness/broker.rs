@@ -37,6 +37,8 @@ pub struct Broker {
     env: Vec<(String, String)>,
     log: PathBuf,
     oidc_port: u16,
+    engines: Vec<PathBuf>,
+    tables: String,
     dir: TempDir,
 }
 
@@ -73,22 +75,32 @@ impl Broker {
             env: options.env,
             log,
             oidc_port,
+            engines: options.engines,
+            tables: options.broker,
             dir,
         };
-        let config = format!(
-            "state_dir = {:?}\n[admin]\nsocket = {:?}\n\
-             [oidc]\nlisten = \"127.0.0.1:{oidc_port}\"\nissuer = \"https://localhost:{oidc_port}\"\n\
-             [node]\nworkload_socket = {:?}\nengine_sockets = {:?}\n{}\n{}\n",
-            broker.state_dir(),
-            broker.admin_socket(),
-            broker.workload_socket(),
-            options.engines,
-            options.node,
-            options.broker,
-        );
-        std::fs::write(broker.config_file(), config)?;
+        broker.configure_node(&options.node)?;
         broker.restart()?;
         Ok(broker)
+    }
+
+    /// Writes its configuration anew, with these lines in the `[node]` table, for its next start.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configure_node(&self, node: &str) -> Result<()> {
+        let port = self.oidc_port;
+        let config = format!(
+            "state_dir = {:?}\n[admin]\nsocket = {:?}\n\
+             [oidc]\nlisten = \"127.0.0.1:{port}\"\nissuer = \"https://localhost:{port}\"\n\
+             [node]\nworkload_socket = {:?}\nengine_sockets = {:?}\n{node}\n{}\n",
+            self.state_dir(),
+            self.admin_socket(),
+            self.workload_socket(),
+            self.engines,
+            self.tables,
+        );
+        Ok(std::fs::write(self.config_file(), config)?)
     }
 
     /// Starts it again on the same state, after [`Broker::kill`] or [`Broker::stop`].

@@ -23,6 +23,11 @@ impl<'a> Container<'a> {
         Self { docker, id, owned }
     }
 
+    /// The engine that runs it.
+    pub fn docker(&self) -> &'a Docker {
+        self.docker
+    }
+
     /// Its 64-digit id.
     pub fn id(&self) -> &str {
         &self.id
