@@ -9,5 +9,6 @@ mod e2e {
     mod images;
     mod memory;
     mod rules;
+    mod services;
     mod session;
 }

@@ -6,11 +6,14 @@
 //! |---|---|---|
 //! | all attacks, all facilities | yes | yes |
 //! | attacks on identity, each facility forbidden in turn | yes | yes, but `cgroup_v2` |
+//! | symlinks, keyrings (neither node nor cgroups have a part in them) | yes | |
 //! | weak containers, each facility forbidden in turn | yes | |
 
 mod descriptors;
 mod groups;
 mod images;
+mod keyrings;
+mod links;
 mod namespaces;
 mod pids;
 mod weak;
@@ -84,4 +87,14 @@ fn a_retagged_image_gets_nothing() -> Result<()> {
         images::retagged(&World::new(docker)?)?;
     }
     Ok(())
+}
+
+#[test]
+fn a_planted_symlink_leads_nowhere() -> Result<()> {
+    links::planted(&World::new(Docker::host()?)?)
+}
+
+#[test]
+fn no_keyring_is_shared_under_the_shim() -> Result<()> {
+    keyrings::shared(&World::new(Docker::host()?)?)
 }

@@ -79,6 +79,7 @@ impl World {
         Image::with_sidecar()?
             .busybox()?
             .program(&example("with_pid")?, "with_pid")?
+            .program(&example("keyring_attack")?, "keyring_attack")?
             .load(docker, IMAGE)?;
         let options = BrokerOptions {
             engines: vec![docker.socket()],
