@@ -7,8 +7,8 @@
 
 #![expect(unsafe_code, reason = "nix has no clone3(2)")]
 
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::{Command, ExitCode, ExitStatus};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
 
 use nix::errno::Errno;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -31,9 +31,7 @@ fn main() -> ExitCode {
             ExitCode::from(127)
         }
         Ok(Some(child)) => match waitpid(child, None) {
-            Ok(WaitStatus::Exited(_, status)) => ExitCode::from(
-                u8::try_from(ExitStatus::from_raw(status << 8).code().unwrap_or(1)).unwrap_or(1),
-            ),
+            Ok(WaitStatus::Exited(_, status)) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
             _ => ExitCode::FAILURE,
         },
         Err(error) => {

@@ -19,15 +19,18 @@ mod pids;
 mod weak;
 mod world;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use mayfly_tests::harness::Docker;
 use mayfly_wire::Facility;
 
 use world::World;
 
+/// One attack, which gives an error if it succeeds or is not on record.
+type Attack = fn(&World) -> Result<()>;
+
 /// Everything that tries to be somebody else.
 fn steal_identity(world: &World) -> Result<()> {
-    let attacks: [(&str, fn(&World) -> Result<()>); 7] = [
+    let attacks: [(&str, Attack); 7] = [
         ("descriptors", descriptors::passed_between_containers),
         ("descriptors left behind", descriptors::left_by_the_dead),
         ("pid reuse", pids::used_again),
@@ -36,11 +39,15 @@ fn steal_identity(world: &World) -> Result<()> {
         ("namespaces left", namespaces::left),
         ("namespaces recycled", namespaces::recycled),
     ];
-    for (name, attack) in attacks {
-        let forbidden = world.forbidden();
-        let where_ = world.docker.realm().name();
-        attack(world).with_context(|| format!("{name}, on {where_}, without {forbidden:?}"))?;
-    }
+    let on = world.docker.realm().name();
+    let without = world.forbidden();
+    // All are run, so that one defect does not hide another.
+    let failed: Vec<String> = attacks
+        .into_iter()
+        .filter_map(|(name, attack)| Some((name, attack(world).err()?)))
+        .map(|(name, error)| format!("{name}, on {on}, without {without:?}: {error:#}"))
+        .collect();
+    ensure!(failed.is_empty(), "{}", failed.join("\n\n"));
     Ok(())
 }
 

@@ -348,8 +348,8 @@ fn container(
 
 /// The options of a container. One that asks for capabilities gets them beside the usual ones.
 fn settings(broker: &Broker, shared: &TempDir, service: &str, options: &[&str]) -> Vec<String> {
-    let strong = |option: &&str| option.starts_with("--cap-add") || *option == "--privileged";
-    let modest = if options.iter().any(|option| strong(&option)) {
+    let strong = |option: &str| option.starts_with("--cap-add") || option == "--privileged";
+    let modest = if options.iter().any(|option| strong(option)) {
         &MODEST[2..]
     } else {
         &MODEST[..]
