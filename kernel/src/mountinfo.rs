@@ -8,6 +8,8 @@ pub const MOST_BYTES: usize = 1 << 20;
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount<'a> {
+    /// Its id, as statx(2) tells it of what stands on it.
+    pub id: u64,
     /// Major and minor number of the filesystem's device: which filesystem it is.
     pub device: &'a [u8],
     /// Which directory (or file) of the filesystem is mounted. The kernel's word: renaming the mount
@@ -40,8 +42,9 @@ pub fn mounts(text: &[u8]) -> impl Iterator<Item = Result<Mount<'_>, Malformed>>
 
 fn mount(line: &[u8]) -> Option<Mount<'_>> {
     let mut fields = line.split(|byte| *byte == b' ');
-    // After the ids of the mount and its parent.
-    let device = fields.nth(2)?;
+    let id = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    // After the id of its parent.
+    let device = fields.nth(1)?;
     let root = fields.next()?;
     let point = fields.next()?;
     let options = fields.next()?;
@@ -50,6 +53,7 @@ fn mount(line: &[u8]) -> Option<Mount<'_>> {
     let filesystem = fields.next()?;
     let filesystem_options = fields.nth(1)?;
     Some(Mount {
+        id,
         device,
         root: unescape(root),
         point: unescape(point),
@@ -107,6 +111,7 @@ mod tests {
             22 1 0:21 / / ro,relatime - overlay overlay rw,lowerdir=/a,upperdir=/b\n";
         let found = all(text).unwrap();
         assert_eq!(found.len(), 2);
+        assert_eq!((found[0].id, found[1].id), (36, 22));
         assert_eq!(&*found[0].root, b"/mnt1");
         assert_eq!(&*found[0].point, b"/mnt2");
         assert!(!found[0].mount_read_only);

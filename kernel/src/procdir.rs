@@ -126,7 +126,16 @@ pub struct Place {
     mount: u64,
 }
 
-/// statx(2), with the mount's id (Linux 5.8), which nix lacks.
+impl Place {
+    /// The id of the mount that it is on, as in `mountinfo`.
+    #[must_use]
+    pub fn mount(&self) -> u64 {
+        self.mount
+    }
+}
+
+/// statx(2), with the mount's id (Linux 5.8), which nix lacks. The directory may be on a filesystem of
+/// its owner's making (FUSE), which must not be asked: it could take for ever to answer.
 fn place(directory: BorrowedFd<'_>, path: &CStr) -> io::Result<Place> {
     let wanted = libc::STATX_INO | libc::STATX_MNT_ID;
     // SAFETY: a struct of numbers, all of which may be zero.
@@ -136,7 +145,7 @@ fn place(directory: BorrowedFd<'_>, path: &CStr) -> io::Result<Place> {
         libc::statx(
             directory.as_raw_fd(),
             path.as_ptr(),
-            0,
+            libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT,
             wanted,
             &raw mut found,
         )

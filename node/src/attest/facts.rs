@@ -37,6 +37,9 @@ pub(crate) struct Facts {
     /// Whether that is its container's mount namespace's root, so that its mountinfo shows all there
     /// is; `None` if that could not be told.
     pub at_root: Option<bool>,
+    /// The id of the mount that is its container's root: mountinfo that was read of a process in
+    /// another root has no such one at `/`, whatever the process did meanwhile.
+    pub root_mount: Option<u64>,
 }
 
 impl Facts {
@@ -77,6 +80,7 @@ impl Facts {
                 .map_err(failed("its namespaces"))?;
             Ok((kind, host.owns_inode(kind, inode)))
         };
+        let first_root = container.and_then(|found| found.root);
         Ok(Self {
             status,
             mountinfo,
@@ -88,9 +92,8 @@ impl Facts {
             user: id(Kind::User).map_err(failed("its user namespace"))?,
             mount: id(Kind::Mount).map_err(failed("its mount namespace"))?,
             root,
-            at_root: root
-                .zip(container.and_then(|found| found.root))
-                .map(|(own, first)| own == first),
+            at_root: root.zip(first_root).map(|(own, first)| own == first),
+            root_mount: first_root.map(|root| root.mount()),
         })
     }
 }

@@ -146,7 +146,11 @@ pub(crate) fn posture(
         began.is_some_and(|began| began.user_is_outermost && in_own_namespaces(facts, began));
     let honest = !could_mount && stayed && facts.at_root == Some(true);
     let mounts = facts.mountinfo.as_deref().filter(|_| honest);
-    match mounts.and_then(mounts_of) {
+    let shows_all = |mounts: &Vec<Mount<'_>>| {
+        let root = mounts.iter().rfind(|mount| *mount.point == *b"/");
+        root.is_some_and(|root| Some(root.id) == facts.root_mount)
+    };
+    match mounts.and_then(mounts_of).filter(shows_all) {
         Some(mounts) => with_mounts(found, &mounts, sockets),
         None => found,
     }

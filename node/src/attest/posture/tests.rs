@@ -12,9 +12,16 @@ const BEGAN: Began = Began {
 fn recorded(name: &str) -> Facts {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata");
     let read = |file: &str| std::fs::read(format!("{directory}/{name}/{file}")).unwrap();
+    let mountinfo = read("mountinfo");
+    let mut listed = mounts(&mountinfo).map(Result::unwrap);
+    let root_mount = listed
+        .find(|mount| *mount.point == *b"/")
+        .map(|root| root.id);
+    drop(listed);
     Facts {
         status: read("status"),
-        mountinfo: Some(Arc::from(read("mountinfo"))),
+        mountinfo: Some(Arc::from(mountinfo)),
+        root_mount,
         host: vec![(Kind::User, true), (Kind::Pid, false)],
         user: BEGAN.user,
         mount: BEGAN.mount,
@@ -120,6 +127,9 @@ fn mounts_are_unknown_in_doubt() {
     assert_eq!(with(|_| {}), Some(true));
     assert_eq!(with(|facts| facts.at_root = None), None);
     assert_eq!(with(|facts| facts.at_root = Some(false)), None);
+    // It was in another root for just as long as that was read.
+    assert_eq!(with(|facts| facts.root_mount = Some(1)), None);
+    assert_eq!(with(|facts| facts.root_mount = None), None);
     assert_eq!(with(|facts| facts.mount += 1), None);
     assert_eq!(with(|facts| facts.mountinfo = None), None);
     assert_eq!(
