@@ -18,7 +18,8 @@ pub struct NodeConfig {
     /// `/run/mayfly`), so it must hold nothing else.
     pub workload_socket: PathBuf,
     /// Docker-compatible API sockets to ask about containers. One that is not there is asked again
-    /// later; without any, containers are attested by kernel facts alone.
+    /// later; without any, containers are attested by kernel facts alone. While one is there and
+    /// does not answer, containers that no other knows are refused.
     pub engine_sockets: Vec<PathBuf>,
     /// Kernel facilities to do without, as if the kernel lacked them. For tests: it only ever lowers
     /// what the evidence is worth.

@@ -82,7 +82,11 @@ fn hold(host: &Host, found: &Inspected, expected: &Expected) -> Option<Container
             (*outer, line.path_to(level + 1))
         }
     };
-    Container::first_seen(host, main, cgroup, path, None).ok()
+    let container = Container::first_seen(host, main, cgroup, path, None).ok()?;
+    // A cgroup that is not named after a container may be others' as well (`--cgroups=disabled`), and
+    // in the host's pid namespace nothing else would tell them apart.
+    let vague = matches!(expected, Expected::Any) && container.pid_namespace.is_none();
+    (!vague).then_some(container)
 }
 
 /// Whether a process was started after the engine says that its container was.
@@ -99,7 +103,7 @@ fn seems_younger(container: &Container, started_at: &str) -> bool {
             .saturating_mul(1000 / TICKS_A_SECOND),
     );
     let started = SystemTime::now() - since_boot.saturating_sub(at);
-    OffsetDateTime::from(started) > claimed + TICK
+    OffsetDateTime::from(started) - claimed > TICK
 }
 
 /// How long ago the host was booted, by the clock that processes' start times count in.

@@ -68,6 +68,8 @@ pub(crate) const DESCRIPTORS_PASSED: &str = "descriptors_passed";
 pub(crate) const NOT_A_CONTAINER: &str = "not_a_container";
 /// The peer is in a container's pid namespace, but which container cannot be told.
 pub(crate) const AMBIGUOUS: &str = "ambiguous_container";
+/// A container engine is there and does not answer.
+pub(crate) const ENGINE_UNAVAILABLE: &str = "engine_unavailable";
 /// The kernel did not answer as expected.
 pub(crate) const UNREADABLE: &str = "unreadable";
 
@@ -105,6 +107,7 @@ impl AttestError {
     pub fn code(&self) -> Code {
         match self.reason {
             PEER_UNPROVEN => Code::NonceRequired,
+            ENGINE_UNAVAILABLE => Code::Unavailable,
             _ => Code::NotAttested,
         }
     }

@@ -10,8 +10,8 @@ use mayfly_kernel::ns::Namespace;
 use super::bind::{Expected, bind};
 use super::cgroups::{CgroupId, Line};
 use super::container::Container;
-use super::engine::{Engine, id_in_name};
-use super::error::{AttestError, NOT_A_CONTAINER};
+use super::engine::{Engine, EngineError, id_in_name};
+use super::error::{AttestError, ENGINE_UNAVAILABLE, NOT_A_CONTAINER};
 use super::host::Host;
 use super::init::init_of;
 
@@ -27,6 +27,9 @@ const MOST_HINTS: usize = 4;
 pub(crate) struct Registry {
     engines: Vec<Engine>,
     state: Mutex<Known>,
+    /// When all engines' containers were last looked through, to the end. Held meanwhile, so that who
+    /// comes then waits for what is found, and does not pass for a container that no engine knows.
+    listed: tokio::sync::Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -37,8 +40,6 @@ struct Known {
     bare: HashMap<u64, Arc<Container>>,
     /// Cgroups that no engine knew, and when.
     missed: HashMap<CgroupId, Instant>,
-    /// When all engines' containers were looked through.
-    listed: Option<Instant>,
 }
 
 impl Registry {
@@ -46,17 +47,27 @@ impl Registry {
         Self {
             engines,
             state: Mutex::default(),
+            listed: tokio::sync::Mutex::default(),
         }
     }
 
     /// The container that an engine made and a process is in, by its line of cgroups: the outermost
     /// one that is known. Names of cgroups only hint at whom to ask about.
-    pub(crate) async fn inspected(&self, host: &Host, line: &Line) -> Option<Arc<Container>> {
+    ///
+    /// # Errors
+    ///
+    /// `engine_unavailable` if an engine is there and does not answer: then nobody knows whether the
+    /// process is in one of its containers, and it must not pass for one that is in none.
+    pub(crate) async fn inspected(
+        &self,
+        host: &Host,
+        line: &Line,
+    ) -> Result<Option<Arc<Container>>, AttestError> {
         let mut hints = 0;
         let fresh_miss = self.missed(line.own());
         for (ancestor, id) in line.ancestors.iter().zip(line.ids()) {
             if let Some(container) = self.known_in(id) {
-                return Some(container);
+                return Ok(Some(container));
             }
             let Some(hint) = id_in_name(&ancestor.name).filter(|_| !fresh_miss) else {
                 continue;
@@ -65,23 +76,24 @@ impl Registry {
             if hints > MOST_HINTS {
                 break;
             }
-            if let Some(container) = self.ask(host, hint, id).await {
-                return Some(container);
+            if let Some(container) = self.ask(host, hint, id).await? {
+                return Ok(Some(container));
             }
         }
         if fresh_miss || self.engines.is_empty() {
-            return None;
+            return Ok(None);
         }
-        self.list(host).await;
+        let listed = self.list(host).await;
         let found = self.known(line);
         if found.is_none() {
+            listed?;
             let mut known = self.state();
             if known.missed.len() >= MOST_MISSES {
                 known.missed.clear();
             }
             known.missed.insert(line.own(), Instant::now());
         }
-        found
+        Ok(found)
     }
 
     /// The container that is made of bare namespaces: where the first process of this pid namespace
@@ -129,34 +141,38 @@ impl Registry {
             .retain(|_, kept| !std::ptr::eq(&raw const **kept, container));
     }
 
-    async fn ask(&self, host: &Host, hint: &str, cgroup: CgroupId) -> Option<Arc<Container>> {
+    async fn ask(
+        &self,
+        host: &Host,
+        hint: &str,
+        cgroup: CgroupId,
+    ) -> Result<Option<Arc<Container>>, AttestError> {
+        let mut outcome = Ok(None);
         for engine in &self.engines {
             match bind(host, engine, hint, Expected::Within(cgroup)).await {
                 Ok(Some(container)) => {
-                    return Some(keep(&mut self.state().inspected, cgroup, container));
+                    return Ok(Some(keep(&mut self.state().inspected, cgroup, container)));
                 }
                 Ok(None) => {}
-                Err(error) => complain(engine, &error),
+                Err(error) => outcome = outcome.and(complain(engine, &error).map(|()| None)),
             }
         }
-        None
+        outcome
     }
 
     /// Looks through all running containers, for those whose cgroup's name has no id in it.
-    async fn list(&self, host: &Host) {
-        {
-            let mut known = self.state();
-            if known.listed.is_some_and(|at| at.elapsed() < MISS) {
-                return;
-            }
-            known.listed = Some(Instant::now());
+    async fn list(&self, host: &Host) -> Result<(), AttestError> {
+        let mut listed = self.listed.lock().await;
+        if listed.is_some_and(|at| at.elapsed() < MISS) {
+            return Ok(());
         }
+        let mut outcome = Ok(());
         let budget = Instant::now() + MISS;
         for engine in &self.engines {
             let ids = match engine.running().await {
                 Ok(ids) => ids,
                 Err(error) => {
-                    complain(engine, &error);
+                    outcome = outcome.and(complain(engine, &error));
                     continue;
                 }
             };
@@ -164,7 +180,7 @@ impl Registry {
             for id in ids.into_iter().filter(|id| !bound.contains(id)) {
                 if Instant::now() > budget {
                     tracing::warn!(socket = %engine.socket().display(), "too many containers to look through in time");
-                    return;
+                    break;
                 }
                 match bind(host, engine, &id, Expected::Any).await {
                     Ok(Some(container)) => {
@@ -173,12 +189,16 @@ impl Registry {
                     }
                     Ok(None) => {}
                     Err(error) => {
-                        complain(engine, &error);
+                        outcome = outcome.and(complain(engine, &error));
                         break;
                     }
                 }
             }
         }
+        if outcome.is_ok() {
+            *listed = Some(Instant::now());
+        }
+        outcome
     }
 
     /// The engines' ids of the containers that are known and live.
@@ -235,10 +255,16 @@ fn keep<K: Hash + Eq>(
     container
 }
 
-fn complain(engine: &Engine, error: &super::engine::EngineError) {
-    tracing::warn!(
-        socket = %engine.socket().display(),
-        %error,
-        "a container engine does not answer: its containers are attested without its word"
-    );
+/// An engine that is not there has no word; one that is there and does not give it is a failure.
+fn complain(engine: &Engine, error: &EngineError) -> Result<(), AttestError> {
+    let socket = engine.socket().display();
+    if error.is_absent() {
+        tracing::debug!(%socket, %error, "a container engine is not there");
+        return Ok(());
+    }
+    tracing::warn!(%socket, %error, "a container engine does not answer");
+    Err(AttestError::new(
+        ENGINE_UNAVAILABLE,
+        format!("the container engine at {socket} does not say whose the process is: {error}"),
+    ))
 }

@@ -158,7 +158,8 @@ impl Attestor {
     ///
     /// # Errors
     ///
-    /// `peer_unproven`, `peer_exited`, `not_a_container`, `ambiguous_container`, `unreadable`.
+    /// `peer_unproven`, `peer_exited`, `not_a_container`, `ambiguous_container`, `unreadable`,
+    /// `engine_unavailable`.
     pub async fn attest(&self, peer: &Peer) -> Result<Attested, AttestError> {
         peer.check_proven()?;
         let named = |mut error: AttestError| {
@@ -209,7 +210,7 @@ impl Attestor {
     async fn locate(&self, process: &Process) -> Result<Located, AttestError> {
         let host = &self.host;
         let line = host.cgroups.line(host, process)?;
-        let own = self.inspected(line.as_deref()).await;
+        let own = self.inspected(line.as_deref()).await?;
         let seat = own.as_deref().map(Container::seat);
         let Some(namespace) = process.pid_namespaces(host)?.pop() else {
             judge::in_host_pid_namespace(seat)?;
@@ -240,8 +241,11 @@ impl Attestor {
         })
     }
 
-    async fn inspected(&self, line: Option<&Line>) -> Option<Arc<Container>> {
-        self.registry.inspected(&self.host, line?).await
+    async fn inspected(&self, line: Option<&Line>) -> Result<Option<Arc<Container>>, AttestError> {
+        match line {
+            Some(line) => self.registry.inspected(&self.host, line).await,
+            None => Ok(None),
+        }
     }
 
     /// The container that a pid namespace's first process is in.
@@ -253,7 +257,7 @@ impl Attestor {
         let host = &self.host;
         let bare = self.registry.bare(host, namespace, id)?;
         let line = host.cgroups.line(host, &bare.init)?;
-        match self.inspected(line.as_deref()).await {
+        match self.inspected(line.as_deref()).await? {
             // One and the same first process, or an engine's container with the host's pid
             // namespace, in which the namespace was made.
             Some(found) if found.pid_namespace.is_none() || found.init.pid == bare.init.pid => {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use mayfly_wire::evidence;
 use serde::Deserialize;
 
-/// Most labels of one container that are taken, and most bytes of one.
+/// Most labels of one container, and most bytes of one. Of a container with more none is taken: an image
+/// must not push out what its operator said.
 const MOST_LABELS: usize = 256;
 const MOST_LABEL_BYTES: usize = 4096;
 
@@ -106,11 +107,11 @@ impl Inspected {
     ) -> evidence::Container {
         let config_digest = self.config_digest();
         let short = |text: &str| text.len() <= MOST_LABEL_BYTES;
-        let labels: BTreeMap<String, String> = self.config.labels.unwrap_or_default();
-        let labels = labels
-            .into_iter()
-            .filter(|(name, value)| short(name) && short(value));
-        let labels: BTreeMap<String, String> = labels.take(MOST_LABELS).collect();
+        let mut labels: BTreeMap<String, String> = self.config.labels.unwrap_or_default();
+        if labels.len() > MOST_LABELS {
+            labels.clear();
+        }
+        labels.retain(|name, value| short(name) && short(value));
         evidence::Container {
             engine: engine.to_owned(),
             id: self.id,
@@ -191,6 +192,17 @@ mod tests {
         assert_eq!(evidence.compose_project.as_deref(), Some("shop"));
         assert_eq!(evidence.compose_service.as_deref(), Some("orders"));
         assert_eq!(evidence.labels.len(), 2);
+        let many: BTreeMap<String, String> = (0..MOST_LABELS)
+            .map(|number| (format!("!{number}"), String::new()))
+            .chain([("trusted".to_owned(), "no".to_owned())])
+            .collect();
+        let many = serde_json::json!({"Id": ID, "State": {}, "Config": {"Labels": many}});
+        let many: Inspected = serde_json::from_value(many).unwrap();
+        assert!(
+            many.into_evidence("docker", BTreeSet::new())
+                .labels
+                .is_empty()
+        );
         let bare: Inspected = serde_json::from_str(r#"{"Id":"x","State":{}}"#).unwrap();
         assert_eq!(bare.state.pid, 0);
         assert!(serde_json::from_str::<Inspected>(r#"{"Id":7,"State":{}}"#).is_err());

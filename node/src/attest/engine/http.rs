@@ -24,6 +24,9 @@ pub(crate) enum EngineError {
     /// It failed a moment ago, and is left alone.
     #[error("it did not answer a moment ago")]
     Paused,
+    /// It was not there a moment ago.
+    #[error("nobody listened a moment ago")]
+    Absent,
     /// The exchange broke off.
     #[error("the exchange broke off: {0}")]
     Broken(#[from] hyper::Error),
@@ -36,6 +39,18 @@ pub(crate) enum EngineError {
     /// The answer is no JSON of the expected form.
     #[error("its answer is not understood: {0}")]
     NotUnderstood(serde_json::Error),
+}
+
+impl EngineError {
+    /// Whether there is no engine: nothing at its path, or nobody who listens.
+    pub(crate) fn is_absent(&self) -> bool {
+        use std::io::ErrorKind::{ConnectionRefused, NotFound};
+        match self {
+            Self::Absent => true,
+            Self::Down(error) => matches!(error.kind(), NotFound | ConnectionRefused),
+            _ => false,
+        }
+    }
 }
 
 /// Asks for a path; `None` is 404.

@@ -40,8 +40,8 @@ pub(crate) struct Engine {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Left alone until then.
-    paused: Option<Instant>,
+    /// Left alone until then, and whether because it was not there.
+    paused: Option<(Instant, bool)>,
     /// `docker` or `podman`, once it has said so.
     kind: Option<&'static str>,
     /// Repository digests by config digest.
@@ -127,12 +127,11 @@ impl Engine {
         &self,
         path: &str,
     ) -> Result<Option<T>, EngineError> {
-        if self
-            .state()
-            .paused
-            .is_some_and(|until| Instant::now() < until)
-        {
-            return Err(EngineError::Paused);
+        let paused = self.state().paused;
+        match paused.filter(|(until, _)| Instant::now() < *until) {
+            Some((_, true)) => return Err(EngineError::Absent),
+            Some((_, false)) => return Err(EngineError::Paused),
+            None => {}
         }
         let answer = tokio::time::timeout(TIMEOUT, async {
             let _turn = self.questions.acquire().await;
@@ -142,7 +141,7 @@ impl Engine {
         let body = match answer {
             Ok(body) => body,
             Err(error) => {
-                self.state().paused = Some(Instant::now() + PAUSE);
+                self.state().paused = Some((Instant::now() + PAUSE, error.is_absent()));
                 return Err(error);
             }
         };
