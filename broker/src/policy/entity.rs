@@ -230,8 +230,13 @@ fn labels(evidence: &Evidence) -> Vec<(String, Expression)> {
 /// [`NoEntity`], which no evidence can cause.
 pub fn workload(evidence: &Evidence) -> Result<Entity, NoEntity> {
     const KIND: &str = "Workload";
+    // Not the last part of the path: whoever may make a cgroup within its own chooses that.
+    let name = match &evidence.container {
+        Some(container) => &container.name,
+        None => evidence.cgroup_path.as_deref().unwrap_or_default(),
+    };
     Attributes::default()
-        .must_text("name", &evidence.display_name())
+        .must_text("name", name)
         .must_text("node", &evidence.node)
         .must_text("assurance", evidence.assurance.as_str())
         .long("assurance_rank", Some(evidence.assurance.rank()))

@@ -222,6 +222,25 @@ fn the_hardened_rules_stand_when_switched_on() {
     }
 }
 
+/// Where it may make cgroups, a container can end its path with anybody's name.
+#[test]
+fn a_cgroup_named_after_a_container_is_not_it() {
+    let named = judge(&desired(
+        r#"
+@id("by-name")
+permit (principal is Mayfly::Workload, action == Mayfly::Action::"issue",
+        resource == Mayfly::Credential::"orders-db")
+when { principal.name == "shop-orders-1" };
+"#,
+    ));
+    assert!(decide(&named, &evidence(), "orders-db").allowed);
+    let mut bare = evidence();
+    bare.assurance = Assurance::Kernel;
+    bare.container = None;
+    bare.cgroup_path = Some("/user.slice/mine/shop-orders-1".into());
+    assert!(!decide(&named, &bare, "orders-db").allowed);
+}
+
 #[test]
 fn a_lift_takes_one_rule_from_one_pair_and_grants_nothing() {
     let lift = r#"
