@@ -4,7 +4,7 @@ use super::{Door, ended, lock, store_failed};
 use crate::store::{Lease, Op, StoreError};
 use mayfly_wire::audit::Event;
 use mayfly_wire::link::{NodeRefusal, Watched};
-use mayfly_wire::{LeaseId, Refusal, WorkloadKey};
+use mayfly_wire::{Refusal, WorkloadKey};
 
 impl Door {
     /// A workload died: its leases end now. Says whether anything was known of it.
