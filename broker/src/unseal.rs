@@ -147,13 +147,23 @@ impl KeyFile {
     fn create(&self) -> io::Result<()> {
         let mut key = Zeroizing::new([0; KEY]);
         getrandom::fill(key.as_mut_slice()).map_err(io::Error::other)?;
+        // Under another name until it is whole, so that a crash leaves no key file that is refused. A
+        // link, unlike a rename, never takes the place of one that is there.
+        let mut new = self.0.clone().into_os_string();
+        new.push(".new");
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o400)
-            .open(&self.0)?;
+            .open(&new)?;
         file.write_all(key.as_slice())?;
         file.sync_all()?;
+        std::fs::hard_link(&new, &self.0)?;
+        std::fs::remove_file(&new)?;
         sync_parent(&self.0)
     }
 }
@@ -214,7 +224,10 @@ mod tests {
             file.wrap(&keys(), false),
             Err(UnsealError::Missing(_))
         ));
+        // What a crash of an earlier try left.
+        std::fs::write(dir.path().join("root.key.new"), [1]).unwrap();
         let wrapped = file.wrap(&keys(), true).unwrap();
+        assert!(!dir.path().join("root.key.new").exists());
         let made = std::fs::metadata(&path).unwrap();
         assert_eq!((made.mode() & 0o7777, made.len()), (0o400, 32));
         assert_eq!(file.unwrap_keys(&wrapped).unwrap().expose(), [7; 36]);
