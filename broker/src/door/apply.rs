@@ -175,17 +175,22 @@ impl Door {
         let remade = remade(&applied, &next);
         *self.applied.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         for credential in remade {
-            let leases = self
-                .store
-                .leases_on(credential)
-                .await
-                .map_err(store_failed)?;
-            for lease in leases {
-                let _turn = self.locks.turn(&lease.workload).await;
-                self.end(&lease, "replaced").await?;
+            // It stands, whatever happens here, and the caller must have sessions look again. What is
+            // left is replaced when its session looks, or it is due.
+            if let Err(refusal) = self.end_all_of(credential.clone()).await {
+                tracing::error!(%credential, %refusal, "old leases are replaced later");
             }
         }
         Ok(plan)
+    }
+
+    async fn end_all_of(&self, credential: CredentialName) -> Result<(), Refusal> {
+        let leases = self.store.leases_on(credential).await;
+        for lease in leases.map_err(store_failed)? {
+            let _turn = self.locks.turn(&lease.workload).await;
+            self.end(&lease, "replaced").await?;
+        }
+        Ok(())
     }
 
     /// Whether policies are good by themselves.

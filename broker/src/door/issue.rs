@@ -1,8 +1,9 @@
 //! One credential for one session: made or given again, sealed at once, and what must be written about
 //! it collected. Nothing here is durable yet, and nothing has left.
 
+use super::renew::due;
 use super::{Door, Held, ended, who};
-use crate::engine::{IssueRequest, Issued};
+use crate::engine::{Engines, IssueRequest, Issued};
 use crate::store::{Lease, LeaseState, Op, Source, Workload};
 use mayfly_wire::admin::CredentialConfig;
 use mayfly_wire::audit::Event;
@@ -91,15 +92,14 @@ impl<'a> Work<'a> {
         held: Option<&Held>,
     ) -> Result<Made, Missed> {
         let now = self.door.now_ms();
-        let lease = match lease {
-            Some(lease) if lease.expires_at <= now => {
-                self.end(&lease, "expired").await;
-                None
-            }
-            other => other,
-        };
         match lease {
-            Some(lease) => self.again(config, policies, lease, held).await,
+            Some(lease) => match over(config, &lease, now) {
+                Some(reason) => {
+                    self.end(&lease, reason).await;
+                    self.anew(config, policies, now).await
+                }
+                None => self.again(config, policies, lease, held).await,
+            },
             None => self.anew(config, policies, now).await,
         }
     }
@@ -224,8 +224,68 @@ impl<'a> Work<'a> {
     }
 }
 
+/// Why a lease must give way to a new one, if it must.
+fn over(config: &CredentialConfig, lease: &Lease, now: u64) -> Option<&'static str> {
+    if lease.expires_at <= now {
+        return Some("expired");
+    }
+    // Content of its own cannot be extended, and nobody came for it when it was due.
+    let is_due =
+        matches!(lease.source, Source::Sealed(_)) && due(lease.issued_at, lease.expires_at) <= now;
+    (is_due || !Engines::fits(&config.engine, lease)).then_some("replaced")
+}
+
 pub fn new_lease_id() -> Result<LeaseId, Missed> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(|error| (Code::Internal, error.to_string()))?;
     Ok(LeaseId::from_random(random))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mayfly_wire::admin::{EngineConfig, JwtAlgorithm};
+
+    #[test]
+    fn a_lease_gives_way_when_it_expired_is_due_or_is_of_another_engine() {
+        let config = |engine| CredentialConfig {
+            name: "c".parse().unwrap(),
+            ttl_seconds: 30,
+            engine,
+        };
+        let kv = config(EngineConfig::Kv {
+            path: "a".parse().unwrap(),
+        });
+        let jwt = config(EngineConfig::Jwt {
+            algorithm: JwtAlgorithm::EdDsa,
+            audience: vec!["a".into()],
+            subject: "s".into(),
+            claims: std::collections::BTreeMap::new(),
+        });
+        let evidence = crate::testing::evidence(1);
+        let lease = |source| Lease {
+            id: LeaseId::from_random([1; 16]),
+            workload: evidence.workload.clone(),
+            credential: "c".parse().unwrap(),
+            node: evidence.node.clone(),
+            name: "n".into(),
+            state: LeaseState::Active,
+            issued_at: 0,
+            expires_at: 30_000,
+            source,
+        };
+        let value = lease(Source::Kv {
+            path: "a".parse().unwrap(),
+            version: 1,
+        });
+        let token = lease(Source::Sealed(vec![1]));
+        assert_eq!(over(&kv, &value, 29_999), None);
+        assert_eq!(over(&kv, &value, 30_000), Some("expired"));
+        assert_eq!(over(&jwt, &token, 19_999), None);
+        assert_eq!(over(&jwt, &token, 20_000), Some("replaced"));
+        assert_eq!(over(&jwt, &token, 30_000), Some("expired"));
+        // As after a crash between a configuration and the end of what it replaces.
+        assert_eq!(over(&jwt, &value, 0), Some("replaced"));
+        assert_eq!(over(&kv, &token, 0), Some("replaced"));
+    }
 }

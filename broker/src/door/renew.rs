@@ -3,7 +3,7 @@
 
 use super::issue::new_lease_id;
 use super::{Door, ended, store_failed, who};
-use crate::engine::IssueRequest;
+use crate::engine::{Engines, IssueRequest};
 use crate::store::{Lease, LeaseState, Op, Source};
 use mayfly_wire::audit::Event;
 use mayfly_wire::{LeaseId, Refusal, WorkloadKey};
@@ -37,7 +37,11 @@ enum Step {
 struct Facts {
     now: u64,
     expires_at: u64,
+    /// Its workload died, and the death could not end it, or came before it.
+    dead: bool,
     granted: bool,
+    /// It is of the engine that its credential has now.
+    fits: bool,
     node_lives: bool,
     /// Its content belongs to it alone, so that it cannot be extended.
     own_content: bool,
@@ -46,11 +50,17 @@ struct Facts {
 }
 
 fn step(facts: &Facts) -> Step {
+    if facts.dead {
+        return Step::End("died");
+    }
     if facts.expires_at <= facts.now {
         return Step::End("expired");
     }
     if !facts.granted {
         return Step::End("withdrawn");
+    }
+    if !facts.fits {
+        return Step::End("replaced");
     }
     if !facts.node_lives {
         return Step::Wait(facts.expires_at.min(facts.now + AGAIN));
@@ -124,7 +134,9 @@ impl Door {
         let facts = Facts {
             now,
             expires_at: lease.expires_at,
+            dead: self.is_dead(&lease.workload),
             granted: granted.is_some(),
+            fits: config.is_some_and(|config| Engines::fits(&config.engine, &lease)),
             node_lives: node_lives(&lease.node),
             own_content: matches!(lease.source, Source::Sealed(_)),
             in_session: in_session(&lease.workload),
@@ -211,7 +223,9 @@ mod tests {
     const FACTS: Facts = Facts {
         now: 1_000_000,
         expires_at: 1_020_000,
+        dead: false,
         granted: true,
+        fits: true,
         node_lives: true,
         own_content: false,
         in_session: false,
@@ -239,6 +253,16 @@ mod tests {
             }),
             Step::End("withdrawn")
         );
+        let dead = Facts {
+            dead: true,
+            ..FACTS
+        };
+        assert_eq!(step(&dead), Step::End("died"));
+        let other_engine = Facts {
+            fits: false,
+            ..FACTS
+        };
+        assert_eq!(step(&other_engine), Step::End("replaced"));
         let silent = Facts {
             node_lives: false,
             ..FACTS

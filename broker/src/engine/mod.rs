@@ -133,6 +133,17 @@ impl Engines {
         }
     }
 
+    /// Whether a lease is of the engine that its credential has now. After another configuration was
+    /// applied, it may not be.
+    #[must_use]
+    pub fn fits(config: &EngineConfig, lease: &Lease) -> bool {
+        matches!(
+            (config, &lease.source),
+            (EngineConfig::Kv { .. }, Source::Kv { .. })
+                | (EngineConfig::Jwt { .. }, Source::Sealed(_))
+        )
+    }
+
     /// The engine that made this lease.
     #[must_use]
     pub fn of_lease(&self, lease: &Lease) -> &dyn Engine {
