@@ -9,6 +9,8 @@
 
 #[path = "broker/harness.rs"]
 mod harness;
+#[path = "broker/hostile.rs"]
+mod hostile;
 #[path = "broker/issue.rs"]
 mod issue;
 #[path = "broker/lives.rs"]

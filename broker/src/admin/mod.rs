@@ -14,6 +14,7 @@ use crate::sessions::Hub;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mayfly_wire::Code;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{UnixListener, UnixStream};
@@ -79,8 +80,16 @@ impl Admin {
                 let _place = place;
                 let service = service_fn(move |request| {
                     let admin = Arc::clone(&admin);
+                    // In a task of its own: an operator who hangs up must not stop an act halfway,
+                    // such as a configuration that is stored and does not stand yet.
+                    let act = tokio::spawn(Box::pin(async move {
+                        routes::answer(&admin, &operator, request).await
+                    }));
                     async move {
-                        let answer = routes::answer(&admin, &operator, request).await;
+                        let answer = act.await.unwrap_or_else(|error| {
+                            tracing::error!(%error, "an operator's request ended halfway");
+                            Err(Code::Internal.into())
+                        });
                         Ok::<_, std::convert::Infallible>(
                             answer.unwrap_or_else(|refusal| http::refused(&refusal)),
                         )

@@ -6,6 +6,7 @@ use crate::policy::{Decision, Subject};
 use crate::store::Lease;
 use mayfly_wire::admin::CredentialConfig;
 use mayfly_wire::audit::Event;
+use mayfly_wire::link::NodeRefusal;
 use mayfly_wire::sealed::Sealer;
 use mayfly_wire::session::{Bundle, Granted, Hello, MAX_WANTED, Missing};
 use mayfly_wire::{Code, CredentialName, Evidence, KvPath, LeaseId, Refusal};
@@ -115,15 +116,20 @@ impl Door {
         let subject = applied.judge().subject(evidence).map_err(super::inside)?;
         let mut verdict = judge(&applied, &subject, want);
         let leases = self.store.leases_of(evidence.workload.clone()).await;
+        let leases = leases.map_err(store_failed)?;
+        if leases.iter().any(|lease| lease.node != evidence.node) {
+            return Err(self.other_nodes(evidence).await);
+        }
         let mut leases: BTreeMap<CredentialName, Lease> = leases
-            .map_err(store_failed)?
             .into_iter()
             .map(|lease| (lease.credential.clone(), lease))
             .collect();
 
         let mut work = Work::new(self, evidence, sealer);
         for name in verdict.denied.keys() {
-            if let Some(lease) = leases.remove(name) {
+            if let Some(lease) = leases.remove(name)
+                && !self.peer_alone(&applied, evidence, name).await?
+            {
                 work.end(&lease, "withdrawn").await;
             }
         }
@@ -150,17 +156,17 @@ impl Door {
             missed: BTreeMap::new(),
             granted: BTreeSet::new(),
         };
-        let miss =
-            |served: &mut Served, work: &mut Work<'_>, name: &CredentialName, code, event| {
-                if ask.missed.get(name) != Some(&code) {
-                    work.record(event);
-                }
-                served.missed.insert(name.clone(), code);
-                served.bundle.missing.push(Missing {
-                    name: name.clone(),
-                    refusal: code.into(),
-                });
-            };
+        let mut refused = Vec::new();
+        let mut miss = |served: &mut Served, name: &CredentialName, code, event| {
+            if ask.missed.get(name) != Some(&code) {
+                refused.push(event);
+            }
+            served.missed.insert(name.clone(), code);
+            served.bundle.missing.push(Missing {
+                name: name.clone(),
+                refusal: code.into(),
+            });
+        };
         if want.is_some() {
             for (name, policies) in std::mem::take(&mut verdict.denied) {
                 let event = Event::Denied {
@@ -168,7 +174,7 @@ impl Door {
                     credential: Some(name.clone()),
                     policies,
                 };
-                miss(&mut served, &mut work, &name, Code::Denied, event);
+                miss(&mut served, &name, Code::Denied, event);
             }
         }
         for (number, (config, policies)) in verdict.granted.into_iter().enumerate() {
@@ -192,9 +198,14 @@ impl Door {
                         credential: name.clone(),
                         reason,
                     };
-                    miss(&mut served, &mut work, name, code, event);
+                    miss(&mut served, name, code, event);
                 }
             }
+        }
+        if !refused.is_empty() {
+            let may = lock(&self.refused).add(evidence, refused.len(), self.now_ms());
+            refused.truncate(may);
+            refused.into_iter().for_each(|event| work.record(event));
         }
         let gone = ask
             .held
@@ -205,6 +216,48 @@ impl Door {
         let keep = ask.generation == 1 && !work.has_new() && self.is_new(evidence).await?;
         self.write(work.finish(keep)).await?;
         Ok(served)
+    }
+
+    /// Whether a credential is denied only because of the process that asks, while its container is as
+    /// good as ever: then what another process of it holds stays.
+    async fn peer_alone(
+        &self,
+        applied: &Applied,
+        evidence: &Evidence,
+        name: &CredentialName,
+    ) -> Result<bool, Refusal> {
+        let known = self.store.workload(evidence.workload.clone()).await;
+        let Some(known) = known.map_err(store_failed)? else {
+            return Ok(false);
+        };
+        let other = Evidence {
+            peer: known.evidence.peer,
+            own_namespaces: known.evidence.own_namespaces,
+            companion: known.evidence.companion,
+            ..evidence.clone()
+        };
+        let subject = applied.judge().subject(&other).map_err(super::inside)?;
+        Ok(applied.judge().issue(&subject, name).allowed)
+    }
+
+    /// A node speaks of a workload that holds leases through another node. It could have read the
+    /// workload's key anywhere; it gets nothing of what is held under it.
+    async fn other_nodes(&self, evidence: &Evidence) -> Refusal {
+        let detail = "evidence of a workload that holds leases through another node";
+        tracing::error!(node = evidence.node, "{detail}");
+        let refusal = NodeRefusal {
+            reason: "another_node".to_owned(),
+            detail: detail.to_owned(),
+            pid: None,
+            uid: None,
+            cgroup_path: None,
+            workload: Some(evidence.workload.clone()),
+            count: 1,
+        };
+        match self.node_refused(&evidence.node, refusal).await {
+            Ok(()) => Code::NotAttested.into(),
+            Err(refusal) => refusal,
+        }
     }
 
     async fn is_new(&self, evidence: &Evidence) -> Result<bool, Refusal> {
@@ -227,7 +280,7 @@ impl Door {
             _ => None,
         };
         let policies: BTreeSet<String> = denied.into_values().flatten().collect();
-        if lock(&self.refused).add(ask.evidence, self.now_ms()) {
+        if lock(&self.refused).add(ask.evidence, 1, self.now_ms()) > 0 {
             work.record(Event::Denied {
                 who: who(ask.evidence),
                 credential: only,

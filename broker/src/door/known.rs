@@ -9,10 +9,11 @@ use tokio::sync::OwnedMutexGuard;
 const MOST_DEAD: usize = 16 * 1024;
 /// Refused workloads that are remembered.
 const MOST_REFUSED: usize = 512;
-/// Refusals of one workload that go on record within [`SECOND`].
-const RECORDED: u32 = 5;
+/// Refusals of one workload that go on record within a [`MINUTE`]: all that one session can be refused,
+/// and a few more.
+const RECORDED: usize = 300;
 /// In milliseconds.
-const SECOND: u64 = 1000;
+const MINUTE: u64 = 60_000;
 
 /// One turn for each workload.
 #[derive(Default)]
@@ -83,14 +84,14 @@ pub struct Recent(VecDeque<Refused>);
 struct Refused {
     evidence: Arc<Evidence>,
     /// Refusals on record since `since`.
-    recorded: u32,
+    recorded: usize,
     since: u64,
 }
 
 impl Recent {
-    /// Remembers a refusal, and says whether it goes on record: of those of one workload that keeps
-    /// asking, a few a second do, so that it cannot fill the disk.
-    pub fn add(&mut self, evidence: &Evidence, now: u64) -> bool {
+    /// Remembers that a workload was refused something, and says how many of `wanted` records about it
+    /// may be written: one that keeps asking must not fill the disk.
+    pub fn add(&mut self, evidence: &Evidence, wanted: usize, now: u64) -> usize {
         let key = &evidence.workload;
         let before = self
             .0
@@ -98,17 +99,18 @@ impl Recent {
             .position(|known| known.evidence.workload == *key);
         let before = before.and_then(|place| self.0.remove(place));
         let (recorded, since) = before
-            .filter(|known| now.saturating_sub(known.since) < SECOND)
+            .filter(|known| now.abs_diff(known.since) < MINUTE)
             .map_or((0, now), |known| (known.recorded, known.since));
+        let may = wanted.min(RECORDED.saturating_sub(recorded));
         self.0.push_back(Refused {
             evidence: Arc::new(evidence.clone()),
-            recorded: recorded.saturating_add(1),
+            recorded: recorded + may,
             since,
         });
         if self.0.len() > MOST_REFUSED {
             self.0.pop_front();
         }
-        recorded < RECORDED
+        may
     }
 
     pub fn remove(&mut self, key: &WorkloadKey) {
@@ -153,6 +155,24 @@ mod tests {
         assert!(gave_up.await.is_err());
         drop(held);
         assert!(!locks.0.lock().unwrap().contains_key(&key(3)));
+    }
+
+    #[test]
+    fn refusals_on_record_are_bounded() {
+        let mut recent = Recent::default();
+        let evidence = crate::testing::evidence(1);
+        assert_eq!(recent.add(&evidence, 256, 0), 256);
+        assert_eq!(recent.add(&evidence, 256, 1000), RECORDED - 256);
+        assert_eq!(recent.add(&evidence, 1, MINUTE - 1), 0);
+        assert_eq!(recent.add(&crate::testing::evidence(2), 1, MINUTE - 1), 1);
+        assert_eq!(recent.add(&evidence, 1, MINUTE), 1);
+        // A clock that was set back does not silence it for long.
+        assert_eq!(recent.add(&evidence, 256, 10 * MINUTE), 256);
+        assert_eq!(recent.add(&evidence, 256, MINUTE), 256);
+        for number in 10..2000 {
+            recent.add(&crate::testing::evidence(number), 1, 0);
+        }
+        assert_eq!(recent.all().len(), MOST_REFUSED);
     }
 
     #[test]

@@ -81,7 +81,14 @@ impl Hub {
         if request.hello.protocol != PROTOCOL {
             return Err(Code::BadRequest.into());
         }
-        session::open(self, request).await
+        // In a task of its own: a caller that gives up halfway (its peer died) must not leave a lease on
+        // its way to the disk that nobody's turn covers, because the report of that death would miss it.
+        let hub = Arc::clone(self);
+        let opening = tokio::spawn(Box::pin(async move { session::open(&hub, request).await }));
+        opening.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a session was not opened");
+            Err(Code::Internal.into())
+        })
     }
 
     fn register(self: &Arc<Self>, workload: &WorkloadKey) -> Result<Registration, Refusal> {

@@ -1,0 +1,185 @@
+//! Callers that give up halfway, nodes that speak for others, containers that keep asking.
+
+use crate::harness::*;
+use mayfly_broker::admin::{About, Admin, listen};
+use mayfly_broker::config::Config;
+use mayfly_broker::run::{Broker, Options};
+use mayfly_wire::admin::Apply;
+use mayfly_wire::audit::Event;
+use mayfly_wire::link::NodeEvent;
+use mayfly_wire::{Code, CredentialName, Evidence};
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+#[tokio::test]
+async fn a_stolen_node_gets_nothing_under_the_key_of_anothers_workload() {
+    let dir = Dir::new();
+    let world = World::open(&dir.0).await;
+    world
+        .apply(desired(
+            vec![jwt("token", 600)],
+            &[permit("token", "orders")],
+        ))
+        .await;
+    let evidence = evidence("orders", 1);
+    let mut client = world.connect(&evidence).await.unwrap();
+    client.bundle().await;
+    let forged = Evidence {
+        node: "n2".into(),
+        ..evidence.clone()
+    };
+    let (_, public) = mayfly_wire::sealed::generate();
+    let request = request(&forged, None, true, public);
+    let stolen = world.broker.nodes.session("n2", request).await;
+    assert_eq!(code(stolen), Code::NotAttested);
+    let leases = world.broker.door.leases(&ROOT).await.unwrap();
+    assert!(leases.len() == 1 && leases[0].workload == evidence.workload);
+    let refused = |event: &Event| matches!(event, Event::NodeRefused { node, .. } if node == "n2");
+    world.until(refused).await;
+}
+
+#[tokio::test]
+async fn a_death_while_a_lease_is_on_its_way_to_the_disk_ends_it() {
+    let dir = Dir::new();
+    let world = World::open(&dir.0).await;
+    world.put("orders/db", "sesame").await;
+    world.apply(two_services()).await;
+    for number in 0..150 {
+        let evidence = evidence("orders", number);
+        let patience = Duration::from_micros(number * 40);
+        // A node does not wait for the answer once its peer is dead.
+        let _ = timeout(patience, world.connect(&evidence)).await;
+        let workload = evidence.workload.clone();
+        let died = NodeEvent::Died { workload };
+        world.broker.nodes.event(NODE, died).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let leases = world.broker.door.leases(&ROOT).await.unwrap();
+    assert!(
+        leases.is_empty(),
+        "{} dead workloads hold leases",
+        leases.len()
+    );
+    assert_eq!(world.broker.hub.count(), 0);
+}
+
+#[tokio::test]
+async fn a_worse_process_takes_nothing_from_the_one_that_holds_it() {
+    let dir = Dir::new();
+    let world = World::open(&dir.0).await;
+    world.put("orders/db", "sesame").await;
+    world.apply(two_services()).await;
+    let good = evidence("orders", 1);
+    let mut client = world.connect(&good).await.unwrap();
+    let first = client.bundle().await;
+    let mut worse = good.clone();
+    worse.peer.seccomp_mode = Some(0);
+    assert_eq!(code(world.connect(&worse).await), Code::Denied);
+    assert_eq!(world.broker.door.leases(&ROOT).await.unwrap().len(), 1);
+    world.put("orders/db", "poppy").await;
+    let second = client.bundle().await;
+    assert_eq!(second.credentials[0].lease, first.credentials[0].lease);
+    // A container that became worse loses what it holds.
+    let mut fallen = good;
+    fallen.init.seccomp_mode = Some(0);
+    assert_eq!(code(world.connect(&fallen).await), Code::Denied);
+    assert!(world.broker.door.leases(&ROOT).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_container_that_keeps_asking_for_what_it_does_not_get_fills_no_disk() {
+    let dir = Dir::new();
+    let world = World::open(&dir.0).await;
+    world.put("orders/db", "sesame").await;
+    world.apply(two_services()).await;
+    let names = (0..255).map(|number| format!("no-{number}"));
+    let names = names.chain(["orders-db".to_owned()]);
+    let want: Vec<CredentialName> = names.map(|name| name.parse().unwrap()).collect();
+    for _ in 0..4 {
+        let want = Some(want.clone());
+        let asked = world.connect_for(&evidence("orders", 1), want, true).await;
+        let bundle = asked.unwrap().bundle().await;
+        assert_eq!((bundle.credentials.len(), bundle.missing.len()), (1, 255));
+    }
+    let records = world.records().into_iter();
+    let denied = records.filter(|event| matches!(event, Event::Denied { .. }));
+    let denied = denied.count();
+    assert!((255..=300).contains(&denied), "{denied} records");
+}
+
+#[tokio::test]
+async fn an_operator_who_hangs_up_leaves_no_act_halfway() {
+    let dir = Dir::new();
+    let world = World::open(&dir.0).await;
+    let socket = dir.0.join("admin/admin.sock");
+    let listener = listen(&socket).unwrap();
+    let admin = Arc::new(Admin {
+        door: Arc::clone(&world.broker.door),
+        hub: Arc::clone(&world.broker.hub),
+        nodes: Arc::clone(&world.broker.nodes),
+        pki: Arc::clone(&world.broker.pki),
+        about: About {
+            started: Instant::now(),
+            state_dir: String::new(),
+            embedded_node: None,
+            workload_socket: None,
+            issuer: String::new(),
+        },
+    });
+    let (stopper, stop) = watch::channel(false);
+    let serving = tokio::spawn(admin.serve(listener, stop));
+    for number in 0..60 {
+        let desired = desired(vec![kv("orders-db", "orders/db", 600 + number)], &[]);
+        let body = Apply {
+            desired,
+            base: None,
+        };
+        let body = serde_json::to_vec(&body).unwrap();
+        let head = format!(
+            "POST /v1/apply HTTP/1.1\r\nhost: m\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&body).unwrap();
+        tokio::time::sleep(Duration::from_micros(number * 100)).await;
+        drop(stream);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // What stands is what is stored, so another one can take its place.
+    world.try_apply(two_services(), None).await.unwrap();
+    stopper.send_replace(true);
+    serving.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_loss_of_records_is_accepted_once() {
+    let dir = Dir::new();
+    let world = World::open(&dir.0).await;
+    world.put("orders/db", "sesame").await;
+    world.apply(two_services()).await;
+    world.stop().await;
+    let state = dir.0.join("state");
+    let audit = state.join("audit.jsonl");
+    let text = std::fs::read_to_string(&audit).unwrap();
+    let first = text.split_inclusive('\n').next().unwrap();
+    std::fs::write(&audit, first).unwrap();
+    let config = format!("state_dir = {:?}", state.display().to_string());
+    let config = Config::parse(&config).unwrap();
+    let open = async |accept_audit_loss| {
+        let opened = Broker::open(&config, Options { accept_audit_loss }).await;
+        opened.map(drop).map_err(|error| error.to_string())
+    };
+    assert!(
+        open(false)
+            .await
+            .unwrap_err()
+            .contains("--accept-audit-loss")
+    );
+    open(true).await.unwrap();
+    open(false).await.unwrap();
+}
