@@ -15,6 +15,7 @@ use crate::audit::{Head, HeadCell};
 use crate::seal::RootKeys;
 use crate::unseal::{UnsealError, Unsealer};
 use mayfly_wire::{CredentialName, KvPath, LeaseId, WorkloadKey};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Params};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -120,6 +121,23 @@ impl SqliteStore {
         })
     }
 
+    /// Reads the few rows of one key here and now: to hand that to another thread and back takes
+    /// several times as long as the reading.
+    fn look<R: Record + Send + 'static>(
+        &self,
+        rest: &'static str,
+        parameters: impl Params + Send + 'static,
+    ) -> Answer<'_, Vec<R>> {
+        Box::pin(async move {
+            let closed = || StoreError::Unavailable("the store is closed".to_owned());
+            let _permit = self.shared.permits.acquire().await.map_err(|_| closed())?;
+            let read = |connection: &Connection, integrity: &Integrity| {
+                select(connection, integrity, rest, parameters)
+            };
+            self.shared.read(read)
+        })
+    }
+
     fn some<R: Record + Send + 'static>(
         &self,
         rest: &'static str,
@@ -133,7 +151,7 @@ impl SqliteStore {
         rest: &'static str,
         parameters: impl Params + Send + 'static,
     ) -> Answer<'_, Option<R>> {
-        let all = self.some(rest, parameters);
+        let all = self.look(rest, parameters);
         Box::pin(async { Ok(all.await?.into_iter().next()) })
     }
 }
@@ -249,7 +267,7 @@ impl Store for SqliteStore {
     }
 
     fn leases_of(&self, workload: WorkloadKey) -> Answer<'_, Vec<Lease>> {
-        self.some(
+        self.look(
             "WHERE workload = ?1 ORDER BY credential",
             (workload.to_string(),),
         )
@@ -316,6 +334,10 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags).map_err(sql)?;
     connection.set_prepared_statement_cache_capacity(64);
+    // Else a statement is planned anew each time that another value is bound to it.
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
+        .map_err(sql)?;
     connection
         .execute_batch(
             "PRAGMA busy_timeout = 5000; PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; \
