@@ -117,7 +117,11 @@ impl Door {
         let mut verdict = judge(&applied, &subject, want);
         let leases = self.store.leases_of(evidence.workload.clone()).await;
         let leases = leases.map_err(store_failed)?;
-        if leases.iter().any(|lease| lease.node != evidence.node) {
+        let of_another = |lease: &Lease| lease.node != evidence.node;
+        if leases
+            .iter()
+            .any(|lease| of_another(lease) && self.heard.lately(&lease.node))
+        {
             return Err(self.other_nodes(evidence).await);
         }
         let mut leases: BTreeMap<CredentialName, Lease> = leases
@@ -240,7 +244,7 @@ impl Door {
         Ok(applied.judge().issue(&subject, name).allowed)
     }
 
-    /// A node speaks of a workload that holds leases through another node. It could have read the
+    /// A node speaks of a workload that holds leases through another node, and that one lives: it could have read the
     /// workload's key anywhere; it gets nothing of what is held under it.
     async fn other_nodes(&self, evidence: &Evidence) -> Refusal {
         let detail = "evidence of a workload that holds leases through another node";

@@ -93,7 +93,7 @@ impl<'a> Work<'a> {
     ) -> Result<Made, Missed> {
         let now = self.door.now_ms();
         match lease {
-            Some(lease) => match over(config, &lease, now) {
+            Some(lease) => match over(config, &lease, &self.evidence.node, now) {
                 Some(reason) => {
                     self.end(&lease, reason).await;
                     self.anew(config, policies, now).await
@@ -224,15 +224,17 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Why a lease must give way to a new one, if it must.
-fn over(config: &CredentialConfig, lease: &Lease, now: u64) -> Option<&'static str> {
+/// Why a lease must give way to a new one for `node`, if it must.
+fn over(config: &CredentialConfig, lease: &Lease, node: &str, now: u64) -> Option<&'static str> {
     if lease.expires_at <= now {
         return Some("expired");
     }
     // Content of its own cannot be extended, and nobody came for it when it was due.
     let is_due =
         matches!(lease.source, Source::Sealed(_)) && due(lease.issued_at, lease.expires_at) <= now;
-    (is_due || !Engines::fits(&config.engine, lease)).then_some("replaced")
+    // A node that was renamed makes its own; what another node's workload holds is not given again.
+    let is_anothers = lease.node != node;
+    (is_due || is_anothers || !Engines::fits(&config.engine, lease)).then_some("replaced")
 }
 
 pub fn new_lease_id() -> Result<LeaseId, Missed> {
@@ -279,13 +281,14 @@ mod tests {
             version: 1,
         });
         let token = lease(Source::Sealed(vec![1]));
-        assert_eq!(over(&kv, &value, 29_999), None);
-        assert_eq!(over(&kv, &value, 30_000), Some("expired"));
-        assert_eq!(over(&jwt, &token, 19_999), None);
-        assert_eq!(over(&jwt, &token, 20_000), Some("replaced"));
-        assert_eq!(over(&jwt, &token, 30_000), Some("expired"));
+        assert_eq!(over(&kv, &value, "node-1", 29_999), None);
+        assert_eq!(over(&kv, &value, "node-1", 30_000), Some("expired"));
+        assert_eq!(over(&jwt, &token, "node-1", 19_999), None);
+        assert_eq!(over(&jwt, &token, "node-1", 20_000), Some("replaced"));
+        assert_eq!(over(&jwt, &token, "node-1", 30_000), Some("expired"));
+        assert_eq!(over(&kv, &value, "node-2", 0), Some("replaced"));
         // As after a crash between a configuration and the end of what it replaces.
-        assert_eq!(over(&jwt, &value, 0), Some("replaced"));
-        assert_eq!(over(&kv, &token, 0), Some("replaced"));
+        assert_eq!(over(&jwt, &value, "node-1", 0), Some("replaced"));
+        assert_eq!(over(&kv, &token, "node-1", 0), Some("replaced"));
     }
 }

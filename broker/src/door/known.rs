@@ -1,8 +1,10 @@
 //! What the door remembers in memory, all of it bounded: whose turn it is, who died, who was refused.
 
+use mayfly_wire::link::HEARTBEAT_SECONDS;
 use mayfly_wire::{Evidence, WorkloadKey};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tokio::sync::OwnedMutexGuard;
 
 /// Dead workloads that are remembered: far more than can be on their way in when they die.
@@ -12,6 +14,8 @@ const MOST_REFUSED: usize = 512;
 /// Refusals of one workload that go on record within a [`MINUTE`]: all that one session can be refused,
 /// and a few more.
 const RECORDED: usize = 300;
+/// A node that was silent for this long is not known to live.
+const SILENCE: Duration = Duration::from_secs(3 * HEARTBEAT_SECONDS);
 /// In milliseconds.
 const MINUTE: u64 = 60_000;
 
@@ -74,6 +78,34 @@ impl Tombs {
         {
             self.keys.remove(&oldest);
         }
+    }
+}
+
+/// When each node was heard of last.
+#[derive(Default)]
+pub struct Heard(Mutex<BTreeMap<String, Instant>>);
+
+impl Heard {
+    /// A node was heard of now.
+    pub fn now(&self, node: &str) {
+        super::lock(&self.0).insert(node.to_owned(), Instant::now());
+    }
+
+    /// Whether a node was heard of lately.
+    #[must_use]
+    pub fn lately(&self, node: &str) -> bool {
+        let heard = super::lock(&self.0);
+        heard.get(node).is_some_and(|last| last.elapsed() < SILENCE)
+    }
+
+    /// Every node that was ever heard of, with the time since then.
+    #[must_use]
+    pub fn all(&self) -> Vec<(String, Duration)> {
+        let heard = super::lock(&self.0);
+        let times = heard.iter();
+        times
+            .map(|(name, last)| (name.clone(), last.elapsed()))
+            .collect()
     }
 }
 
@@ -143,7 +175,7 @@ mod tests {
         let (one, three) = (key(1), key(3));
         let first = locks.turn(&key(1)).await;
         let mut second = Box::pin(locks.turn(&one));
-        let waited = tokio::time::timeout(std::time::Duration::from_millis(10), &mut second);
+        let waited = tokio::time::timeout(Duration::from_millis(10), &mut second);
         assert!(waited.await.is_err());
         let _other = locks.turn(&key(2)).await;
         drop(first);
@@ -151,7 +183,7 @@ mod tests {
         assert!(!locks.0.lock().unwrap().contains_key(&key(1)));
         // One that gave up waiting leaves nothing either.
         let held = locks.turn(&key(3)).await;
-        let gave_up = tokio::time::timeout(std::time::Duration::from_millis(1), locks.turn(&three));
+        let gave_up = tokio::time::timeout(Duration::from_millis(1), locks.turn(&three));
         assert!(gave_up.await.is_err());
         drop(held);
         assert!(!locks.0.lock().unwrap().contains_key(&key(3)));

@@ -14,6 +14,7 @@ mod views;
 
 pub use apply::Applied;
 pub use bundle::{Ask, Held, Served};
+pub use known::Heard;
 pub use operator::Operator;
 pub use renew::Renewal;
 
@@ -73,6 +74,7 @@ pub struct Door {
     dead: Mutex<Tombs>,
     /// Workloads that were refused lately, so that `mayfly explain` can say why.
     refused: Mutex<Recent>,
+    heard: Heard,
     /// One configuration is applied at a time.
     applying: tokio::sync::Mutex<()>,
     /// When leases are due.
@@ -95,6 +97,7 @@ impl Door {
             locks: Locks::default(),
             dead: Mutex::default(),
             refused: Mutex::default(),
+            heard: Heard::default(),
             applying: tokio::sync::Mutex::default(),
             timer: Timer::default(),
         };
@@ -114,6 +117,12 @@ impl Door {
     pub fn applied(&self) -> Arc<Applied> {
         let applied = self.applied.read();
         Arc::clone(&applied.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The nodes that were heard of.
+    #[must_use]
+    pub fn heard(&self) -> &Heard {
+        &self.heard
     }
 
     /// When leases are due, for who renews them.

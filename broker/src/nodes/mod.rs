@@ -8,51 +8,35 @@ pub mod link;
 use crate::door::Door;
 use crate::sessions::Hub;
 use mayfly_node::upstream::Session;
-use mayfly_wire::link::{
-    HEARTBEAT_SECONDS, Heartbeat, NodeEvent, NodeRefusal, SessionRequest, Watch,
-};
+use mayfly_wire::link::{Heartbeat, NodeEvent, NodeRefusal, SessionRequest, Watch};
 use mayfly_wire::session::Granted;
 use mayfly_wire::{Code, Evidence, Refusal, WorkloadKey};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
-/// A node that was silent for this long is not known to live.
-const SILENCE: Duration = Duration::from_secs(3 * HEARTBEAT_SECONDS);
+use std::sync::Arc;
+use std::time::Duration;
 
 /// The nodes that the broker hears from.
 pub struct Nodes {
     door: Arc<Door>,
     hub: Arc<Hub>,
-    heard: Mutex<BTreeMap<String, Instant>>,
 }
 
 impl Nodes {
     /// None yet.
     #[must_use]
     pub fn new(door: Arc<Door>, hub: Arc<Hub>) -> Arc<Self> {
-        Arc::new(Self {
-            door,
-            hub,
-            heard: Mutex::default(),
-        })
+        Arc::new(Self { door, hub })
     }
 
     /// Whether a node was heard of lately.
     #[must_use]
     pub fn lives(&self, node: &str) -> bool {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.get(node).is_some_and(|last| last.elapsed() < SILENCE)
+        self.door.heard().lately(node)
     }
 
     /// Every node that was ever heard of, with the time since then.
     #[must_use]
     pub fn all(&self) -> Vec<(String, Duration)> {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard
-            .iter()
-            .map(|(name, last)| (name.clone(), last.elapsed()))
-            .collect()
+        self.door.heard().all()
     }
 
     /// Opens a session.
@@ -89,8 +73,7 @@ impl Nodes {
         } else {
             Watch::default()
         };
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.insert(node.to_owned(), Instant::now());
+        self.door.heard().now(node);
         Ok(watch)
     }
 

@@ -33,12 +33,41 @@ async fn a_stolen_node_gets_nothing_under_the_key_of_anothers_workload() {
     };
     let (_, public) = mayfly_wire::sealed::generate();
     let request = request(&forged, None, true, public);
-    let stolen = world.broker.nodes.session("n2", request).await;
+    let nodes = &world.broker.nodes;
+    world.heartbeat(false).await;
+    let stolen = nodes.session("n2", request).await;
     assert_eq!(code(stolen), Code::NotAttested);
     let leases = world.broker.door.leases(&ROOT).await.unwrap();
     assert!(leases.len() == 1 && leases[0].workload == evidence.workload);
     let refused = |event: &Event| matches!(event, Event::NodeRefused { node, .. } if node == "n2");
     world.until(refused).await;
+}
+
+#[tokio::test]
+async fn a_node_that_was_renamed_makes_its_own_leases() {
+    let dir = Dir::new();
+    let world = World::open(&dir.0).await;
+    world
+        .apply(desired(
+            vec![jwt("token", 600)],
+            &[permit("token", "orders")],
+        ))
+        .await;
+    let evidence = evidence("orders", 1);
+    let mut client = world.connect(&evidence).await.unwrap();
+    let before = client.bundle().await;
+    drop(client);
+    // Nobody has heard of the old name since the broker started.
+    let renamed = Evidence {
+        node: "n2".into(),
+        ..evidence
+    };
+    let (_, public) = mayfly_wire::sealed::generate();
+    let request = request(&renamed, None, true, public);
+    world.broker.nodes.session("n2", request).await.unwrap();
+    let leases = world.broker.door.leases(&ROOT).await.unwrap();
+    assert_eq!(leases.len(), 1);
+    assert_ne!(leases[0].lease, before.credentials[0].lease);
 }
 
 #[tokio::test]
