@@ -5,7 +5,7 @@ use std::io;
 use mayfly_kernel::{caps, keyring, memory, process, seccomp};
 use nix::libc;
 use nix::sys::prctl::set_no_new_privs;
-use nix::unistd::{Gid, Uid, getresgid, getresuid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, getgroups, getresgid, getresuid, setgroups, setresgid, setresuid};
 
 use crate::args::Identity;
 use crate::exit::{Failure, OS_ERROR};
@@ -64,9 +64,10 @@ fn join_session() -> io::Result<()> {
 fn become_user(user: Identity) -> io::Result<()> {
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     let (uids, gids) = (getresuid()?, getresgid()?);
-    // One who is that user already needs no capability for it.
+    // One who is that user already, and in no other group, needs no capability for it.
     let same_uid = [uids.real, uids.effective, uids.saved] == [uid; 3];
-    if same_uid && [gids.real, gids.effective, gids.saved] == [gid; 3] {
+    let same_gid = [gids.real, gids.effective, gids.saved] == [gid; 3];
+    if same_uid && same_gid && getgroups()?.iter().all(|group| *group == gid) {
         return Ok(());
     }
     setgroups(&[])?;

@@ -209,6 +209,23 @@ fn one_without_the_right_cannot_become_another() {
     assert!(text(&output.stderr).contains("become the user of --user"));
 }
 
+/// `--user` names all that the application is: groups that it was started with are none of it, not
+/// even where the ids are the right ones already.
+#[test]
+fn the_groups_go_although_the_user_stays() {
+    let place = Place::with_bundle(&[]);
+    let mut command = Command::new("setpriv");
+    command.args(["--groups=4,27", SHIM, "run", "--user=0:0"]);
+    let output = command
+        .arg("--dir")
+        .arg(place.secrets())
+        .args(["--", "cat", "/proc/self/status"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(field(&text(&output.stdout), "Groups:"), "");
+}
+
 /// Nobody else of the uid can read the shim's memory while it supervises.
 #[test]
 fn the_shim_is_undumpable() {
