@@ -9,12 +9,14 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 /// The bounds of docs/design.md section 11, in the figure's unit.
-const BUDGETS: [(&str, f64); 8] = [
+const BUDGETS: [(&str, f64); 9] = [
     ("sidecar_start_to_file", 10.0),
     ("death_to_lease_end", 10.0),
     ("put_to_file", 20.0),
     ("attest", 200.0),
     ("sessions", 3000.0),
+    // The same of two processors, whatever else runs on them: 2 s / 3,000.
+    ("sessions.cpu", 666.0),
     ("rss.sidecar", 3.0 * 1024.0),
     ("binary.mayfly-sidecar", 3_000_000.0),
     ("binary.mayfly-shim", 1_000_000.0),
