@@ -79,7 +79,7 @@ async fn emptied(events: File) -> io::Result<()> {
 
 #[expect(
     deprecated,
-    reason = "what replaces it is unsafe, for types whose descriptor may change; an OwnedFd's does not"
+    reason = "what replaces it needs a promise that the descriptor never changes; an OwnedFd keeps it by itself"
 )]
 fn when_ready(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(descriptor, interest)
