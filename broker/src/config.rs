@@ -1,6 +1,7 @@
 //! The broker's own file. Credentials and policies do not stand in it: they are applied, and kept in
 //! the store.
 
+use crate::engine::jwt::Schedule;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ file = "/var/lib/mayfly/audit.jsonl"     # best on a disk of its own: when it is
 [oidc]                                   # where others check the tokens of the jwt engine
 listen = "127.0.0.1:8443"
 issuer = "https://localhost:8443"
+rotate_seconds = 604800                  # how long a signing key signs
+publish_ahead_seconds = 86400            # how long it is published before
 
 [node]                                   # the embedded node; `enabled = false` for none
 workload_socket = "/run/mayfly/workload/workload.sock"
@@ -123,6 +126,11 @@ pub struct Oidc {
     pub listen: Option<SocketAddr>,
     /// `iss` of every token: the URL under which others reach `listen`, without a trailing slash.
     pub issuer: String,
+    /// How long a signing key signs, in seconds.
+    pub rotate_seconds: u64,
+    /// How long it is published before it signs, in seconds. Nobody is told to cache the keys longer than
+    /// half of that.
+    pub publish_ahead_seconds: u64,
 }
 
 impl Default for Oidc {
@@ -130,11 +138,25 @@ impl Default for Oidc {
         Self {
             listen: None,
             issuer: "https://localhost:8443".to_owned(),
+            rotate_seconds: 7 * DAY,
+            publish_ahead_seconds: DAY,
         }
     }
 }
 
+/// In seconds.
+const DAY: u64 = 24 * 60 * 60;
+
 impl Oidc {
+    /// When signing keys change.
+    #[must_use]
+    pub fn schedule(&self) -> Schedule {
+        Schedule {
+            rotate_every: self.rotate_seconds.saturating_mul(1000),
+            publish_ahead: self.publish_ahead_seconds.saturating_mul(1000),
+        }
+    }
+
     /// The host that the issuer names: its certificate carries it.
     #[must_use]
     pub fn host(&self) -> &str {
@@ -267,6 +289,15 @@ impl Config {
                 "oidc.issuer: expected an https:// URL without a trailing slash, found {issuer:?}"
             ));
         }
+        let (ahead, every) = (
+            config.oidc.publish_ahead_seconds,
+            config.oidc.rotate_seconds,
+        );
+        if ahead == 0 || ahead > every {
+            return Err(format!(
+                "oidc.publish_ahead_seconds: expected 1 to oidc.rotate_seconds ({every}), found {ahead}"
+            ));
+        }
         Ok(config)
     }
 
@@ -314,7 +345,7 @@ mod tests {
             let issuer = issuer.to_owned();
             Oidc {
                 issuer,
-                listen: None,
+                ..Oidc::default()
             }
             .host()
             .to_owned()
@@ -341,6 +372,10 @@ mod tests {
             (
                 "state_dir = \"/x\"\n[oidc]\nissuer = \"http://x\"",
                 vec!["oidc.issuer", "https"],
+            ),
+            (
+                "state_dir = \"/x\"\n[oidc]\nrotate_seconds = 5",
+                vec!["oidc.publish_ahead_seconds", "5"],
             ),
             (
                 "state_dir = \"/x\"\n[log]\nformat = \"xml\"",

@@ -11,6 +11,7 @@ pub mod leases;
 pub mod nodes;
 pub mod oidc;
 pub mod pki;
+pub mod places;
 pub mod policy;
 pub mod run;
 pub mod seal;

@@ -2,6 +2,7 @@
 //! over HTTPS, for anybody.
 
 use crate::engine::jwt::Jwt;
+use crate::places::Places;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
@@ -14,7 +15,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -23,26 +23,21 @@ pub const DISCOVERY_PATH: &str = "/.well-known/openid-configuration";
 /// Path of the key set.
 pub const KEY_SET_PATH: &str = "/.well-known/jwks.json";
 
-/// Connections at the same time. More wait to be accepted.
-const CONNECTIONS: usize = 256;
+/// Connections at the same time. Anybody may connect, so each address has its share.
+const CONNECTIONS: usize = 1024;
 /// For the TLS handshake, and again for the head of each request.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// No connection lasts longer, whatever it does.
 const LIFETIME: Duration = Duration::from_secs(30);
 const MAX_HEAD: usize = 16 * 1024;
-/// An hour: far below the day that a key is published before it signs.
-const CACHE: &str = "public, max-age=3600";
 
 /// Serves until the task is dropped. A connection that fails harms no other.
 pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, jwt: Arc<Jwt>) {
     let acceptor = TlsAcceptor::from(tls);
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::new(CONNECTIONS);
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else {
-            return;
-        };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, most likely: that passes.
                 tracing::warn!(%error, "the OpenID server cannot accept a connection");
@@ -50,13 +45,16 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, jwt: Arc<Jwt>)
                 continue;
             }
         };
+        let Some(place) = places.take(address.ip()) else {
+            continue;
+        };
         let (acceptor, jwt) = (acceptor.clone(), jwt.clone());
         tokio::spawn(async move {
             let served = timeout(LIFETIME, connection(stream, acceptor, jwt)).await;
             if let Ok(Err(error)) = served {
                 tracing::debug!(error, "a connection to the OpenID server ended");
             }
-            drop(permit);
+            drop(place);
         });
     }
 }
@@ -105,7 +103,10 @@ fn answer(request: &Request<Incoming>, jwt: &Jwt) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static(CACHE));
+    let cache = format!("public, max-age={}", jwt.cacheable().as_secs());
+    if let Ok(cache) = HeaderValue::from_str(&cache) {
+        headers.insert(CACHE_CONTROL, cache);
+    }
     response
 }
 

@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// How often signing keys are looked at.
+/// How often signing keys are looked at, and the store is told the last audit record.
 const MAINTAIN: Duration = Duration::from_secs(60);
 /// How long open work may take once the broker is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -121,7 +121,7 @@ impl Broker {
             Arc::clone(&store),
             Arc::clone(&keys),
             config.oidc.issuer.clone(),
-            jwt::Schedule::default(),
+            config.oidc.schedule(),
             clock.now_ms(),
         );
         let jwt = Arc::new(jwt.await?);
@@ -218,10 +218,19 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Run
 }
 
 async fn maintain(jwt: Arc<jwt::Jwt>, door: Arc<Door>, mut stop: watch::Receiver<bool>) {
+    let mut kept = 0;
+    let often = jwt.cacheable().min(MAINTAIN);
     loop {
         tokio::select! {
             () = stopped(&mut stop) => return,
-            () = tokio::time::sleep(MAINTAIN) => {}
+            () = tokio::time::sleep(often) => {}
+        }
+        let seq = door.audit_seq();
+        if seq != kept {
+            match door.keep_head().await {
+                Ok(()) => kept = seq,
+                Err(error) => tracing::error!(%error, "the store does not know the last record"),
+            }
         }
         match jwt.maintain(door.now_ms()).await {
             Ok(true) => tracing::info!("the signing keys changed"),
@@ -330,6 +339,9 @@ pub async fn run(
     });
     if drained.await.is_err() {
         tracing::warn!("some work did not end in time");
+    }
+    if let Err(error) = broker.door.keep_head().await {
+        tracing::error!(%error, "the store does not know the last record");
     }
     let _ = std::fs::remove_file(&config.admin.socket);
     ended

@@ -8,6 +8,7 @@ mod e2e {
     mod guard;
     mod images;
     mod memory;
+    mod resilience;
     mod rules;
     mod services;
     mod session;

@@ -157,6 +157,15 @@ impl Door {
         }
     }
 
+    /// Lets the store know the last audit record, as every commit does. Records after the last commit
+    /// (reads, refusals) could otherwise be cut off the file of a stopped broker, and nobody could tell.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn keep_head(&self) -> Result<(), StoreError> {
+        self.store.commit(Vec::new()).await
+    }
+
     /// Writes records that belong together. They share one write.
     async fn record_all(&self, events: Vec<Event>) -> Result<(), Refusal> {
         let mut results = Vec::with_capacity(events.len());

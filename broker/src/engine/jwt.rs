@@ -13,6 +13,7 @@ use mayfly_wire::{FieldName, Secret};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 use tokio::sync::Mutex;
 
 pub use super::ring::Schedule;
@@ -80,6 +81,13 @@ impl Jwt {
     #[must_use]
     pub fn key_set(&self) -> String {
         self.ring().key_set()
+    }
+
+    /// How long others may keep the key set: a new key is in it for twice as long before it signs.
+    #[must_use]
+    pub fn cacheable(&self) -> Duration {
+        const HOUR: Duration = Duration::from_secs(60 * 60);
+        Duration::from_millis(self.schedule.publish_ahead / 2).min(HOUR)
     }
 
     /// Base of the discovery document, and `iss` of every token.

@@ -5,6 +5,7 @@ use super::Nodes;
 use super::lines::Lines;
 use crate::http::{self, Answer};
 use crate::pki;
+use crate::places::Places;
 use crate::run::stopped;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http2;
@@ -22,11 +23,12 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-/// Most connections at once: nodes need one or two each.
+/// Most connections at once: nodes need one or two each. Anybody may connect, so each address has its
+/// share.
 const CONNECTIONS: usize = 4096;
 /// Most requests at once on one connection: its sessions, and a few more.
 const STREAMS: u32 = 16 * 1024;
@@ -47,12 +49,12 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::new(CONNECTIONS);
     loop {
-        let stream = tokio::select! {
+        let (stream, address) = tokio::select! {
             () = stopped(&mut stop) => return,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "the node link cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -60,7 +62,7 @@ pub async fn serve(
                 }
             },
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        let Some(place) = places.take(address.ip()) else {
             continue;
         };
         let (nodes, acceptor, mut stop) = (Arc::clone(&nodes), acceptor.clone(), stop.clone());
@@ -69,7 +71,8 @@ pub async fn serve(
             tokio::select! {
                 ended = connection(nodes, acceptor, stream) => {
                     if let Err(error) = ended {
-                        tracing::info!(error, "a node's connection ended");
+                        // Anybody who reaches the port can make these as fast as they like.
+                        tracing::debug!(error, "a connection to the node link ended");
                     }
                 }
                 () = stopped(&mut stop) => {}

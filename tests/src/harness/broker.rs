@@ -25,6 +25,8 @@ pub struct BrokerOptions {
     pub broker: String,
     /// More lines for the `[node]` table.
     pub node: String,
+    /// More lines for the `[oidc]` table.
+    pub oidc: String,
     /// More environment variables.
     pub env: Vec<(String, String)>,
 }
@@ -38,6 +40,7 @@ pub struct Broker {
     log: PathBuf,
     oidc_port: u16,
     engines: Vec<PathBuf>,
+    oidc: String,
     tables: String,
     dir: TempDir,
 }
@@ -76,6 +79,7 @@ impl Broker {
             log,
             oidc_port,
             engines: options.engines,
+            oidc: options.oidc,
             tables: options.broker,
             dir,
         };
@@ -92,10 +96,11 @@ impl Broker {
         let port = self.oidc_port;
         let config = format!(
             "state_dir = {:?}\n[admin]\nsocket = {:?}\n\
-             [oidc]\nlisten = \"127.0.0.1:{port}\"\nissuer = \"https://localhost:{port}\"\n\
+             [oidc]\nlisten = \"127.0.0.1:{port}\"\nissuer = \"https://localhost:{port}\"\n{}\n\
              [node]\nworkload_socket = {:?}\nengine_sockets = {:?}\n{node}\n{}\n",
             self.state_dir(),
             self.admin_socket(),
+            self.oidc,
             self.workload_socket(),
             self.engines,
             self.tables,

@@ -122,6 +122,17 @@ pub fn scan_memory(pid: i32, needles: &[Needle]) -> Result<Scan> {
     Ok(scan)
 }
 
+/// Searches bytes, such as a file's, for the needles and for each 16-byte window of them; `place` is
+/// told as the region.
+///
+/// # Errors
+/// When a needle is shorter than a window.
+pub fn scan_bytes(bytes: &[u8], place: &str, needles: &[Needle]) -> Result<Vec<Hit>> {
+    let mut hits = Vec::new();
+    Index::new(needles)?.search(bytes, bytes.len(), 0, place, &mut hits);
+    Ok(hits)
+}
+
 fn bounds(region: &str) -> Result<(u64, u64)> {
     let range = region.split(' ').next().unwrap_or_default();
     let parsed = range.split_once('-').and_then(|(start, end)| {

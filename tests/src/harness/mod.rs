@@ -31,7 +31,7 @@ pub use docker::Docker;
 pub use guard::Guard;
 pub use http::{Http, Reply, Stream};
 pub use image::Image;
-pub use memory::{Hit, Needle, Scan, scan_memory};
+pub use memory::{Hit, Needle, Scan, scan_bytes, scan_memory};
 pub use namespaces::{Bare, BareOptions};
 pub use obey::{Agent, obey};
 pub use raw::Raw;

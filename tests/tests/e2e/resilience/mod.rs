@@ -1,0 +1,12 @@
+//! What stands when things break: secrets in no memory, edits that show, kills at any moment, garbage.
+
+mod app;
+mod audit;
+mod crashes;
+mod dev;
+mod disk;
+mod garbage;
+mod memory;
+mod node;
+mod store;
+mod tokens;
