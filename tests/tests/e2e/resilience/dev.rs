@@ -104,7 +104,9 @@ fn a_demo_that_is_interrupted_leaves_nothing() -> Result<()> {
             Ok(demo.try_wait()?)
         })?;
         ensure!(
-            status.success() || status.code() == Some(130) || status.code().is_none(),
+            // 2: bash 5.2 sometimes cannot parse its trap when the signal meets a `$(…)`; the trap at its
+            // exit clears up all the same.
+            matches!(status.code(), None | Some(0 | 2 | 130)),
             "after {milliseconds} ms and {signal}: {status}"
         );
         nothing_left(tmp.path(), "demo-")
