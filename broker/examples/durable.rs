@@ -30,11 +30,16 @@ fn lease(number: u128) -> anyhow::Result<Lease> {
             pidns_id: 4_026_532_001,
         },
         credential: "orders-db".parse()?,
+        engine: mayfly_wire::EngineKind::Kv,
         node: "node-1".to_owned(),
         name: "shop-orders-1".to_owned(),
         state: LeaseState::Active,
         issued_at: 1,
         expires_at: u64::try_from(number)?,
+        due_at: u64::try_from(number)?,
+        reason: String::new(),
+        attempts: 0,
+        problem: String::new(),
         source: Source::Kv {
             path: "orders/db".parse()?,
             version: 1,
@@ -154,7 +159,7 @@ async fn run(dir: &std::path::Path) -> anyhow::Result<()> {
     }
     fill(store.as_ref(), 100_000).await?;
     let from = Instant::now();
-    let expiring = store.leases_expiring(1_000, 1_000).await?.len();
+    let expiring = store.leases_due(1_000, 1_000).await?.len();
     println!("leases_expiring: {expiring} in {:?}", from.elapsed());
     let from = Instant::now();
     store.lease_counts().await?;

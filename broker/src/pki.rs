@@ -92,7 +92,7 @@ impl Pki {
         keys: &RootKeys,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, PkiError> {
-        if let Some(sealed) = store.meta(META).await? {
+        if let Some(sealed) = store.meta(META.to_owned()).await? {
             let stored = keys.open(&KEY, 1, &sealed)?;
             return Self::read(&stored, clock);
         }
@@ -101,7 +101,9 @@ impl Pki {
         let certificate = params.self_signed(&pair)?.der().clone();
         let stored = pack(&certificate, pair.serialized_der());
         let sealed = keys.seal(&KEY, 1, &stored)?;
-        store.commit(vec![Op::MetaPut(META, sealed)]).await?;
+        store
+            .commit(vec![Op::MetaPut(META.to_owned(), sealed)])
+            .await?;
         Self::read(&stored, clock)
     }
 

@@ -5,7 +5,8 @@ use crate::audit::{AuditError, AuditKey, AuditLog, Opening};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::door::{self, Door, Parts};
-use crate::engine::{EngineError, Engines, jwt, kv};
+use crate::engine::connections::Connections;
+use crate::engine::{Engine, EngineError, Engines, jwt, kv};
 use crate::leases;
 use crate::nodes::Nodes;
 use crate::nodes::embedded::Embedded;
@@ -16,6 +17,8 @@ use crate::seal::SealError;
 use crate::sessions::Hub;
 use crate::store::{Store, sqlite};
 use crate::unseal::KeyFile;
+use mayfly_wire::EngineKind;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -126,13 +129,15 @@ impl Broker {
         );
         let jwt = Arc::new(jwt.await?);
         let pki = Pki::open(store.as_ref(), &keys, Arc::clone(&clock)).await?;
+        let connections = Connections::new(Arc::clone(&store), Arc::clone(&keys));
         let kv = Arc::new(kv::Kv::new(Arc::clone(&store), keys, Arc::clone(&clock)));
         let parts = Parts {
             store,
             engines: Engines {
                 kv,
-                jwt: Arc::clone(&jwt),
+                others: BTreeMap::from([(EngineKind::Jwt, Arc::clone(&jwt) as Arc<dyn Engine>)]),
             },
+            connections: Arc::new(connections),
             audit,
             clock,
         };

@@ -22,11 +22,14 @@
 //!
 //! A refusal is a [`Refusal`](crate::Refusal) whose message tells the cause.
 
+use crate::connection::ConnectionConfig;
 use crate::evidence::Evidence;
 use crate::name::{CredentialName, FieldName, KvPath};
 use crate::workload::{LeaseId, WorkloadKey};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+pub use crate::engine::{EngineConfig, EngineKind, JwtAlgorithm};
 
 /// Where the admin socket is.
 pub const SOCKET: &str = "/run/mayfly/admin.sock";
@@ -83,42 +86,16 @@ pub struct CredentialConfig {
     pub name: CredentialName,
     /// How long a lease lasts unless it is renewed, in seconds.
     pub ttl_seconds: u64,
+    /// How long it is renewed at most, in seconds: then a new one takes its place. Absent: for as long
+    /// as its workload lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ttl_seconds: Option<u64>,
+    /// How long a lease that another took the place of is still good while its holders have not said
+    /// that they use the new one, in seconds: [`GRACE_SECONDS`] unless it is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_seconds: Option<u64>,
     /// What makes it.
     pub engine: EngineConfig,
-}
-
-/// What makes a credential, with that engine's own settings.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum EngineConfig {
-    /// A stored, versioned value.
-    Kv {
-        /// Where it stands.
-        path: KvPath,
-    },
-    /// A signed token (RFC 7519).
-    Jwt {
-        /// How it is signed.
-        algorithm: JwtAlgorithm,
-        /// `aud`.
-        audience: Vec<String>,
-        /// `sub`: a template over the evidence.
-        subject: String,
-        /// More claims, each a template over the evidence.
-        #[serde(default)]
-        claims: BTreeMap<String, String>,
-    },
-}
-
-/// A signature algorithm (RFC 7518, RFC 8037).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum JwtAlgorithm {
-    /// Ed25519.
-    #[serde(rename = "EdDSA")]
-    EdDsa,
-    /// ECDSA with P-256 and SHA-256.
-    #[serde(rename = "ES256")]
-    Es256,
 }
 
 /// One `.cedar` file.
@@ -131,10 +108,16 @@ pub struct PolicyFile {
     pub text: String,
 }
 
+/// See [`CredentialConfig::grace_seconds`].
+pub const GRACE_SECONDS: u64 = 30;
+
 /// Everything that a configuration directory says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Desired {
+    /// Every server that engines may use.
+    #[serde(default)]
+    pub connections: Vec<ConnectionConfig>,
     /// Every credential that shall exist.
     pub credentials: Vec<CredentialConfig>,
     /// Every policy that shall stand, beside the baseline.

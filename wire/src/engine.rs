@@ -256,7 +256,16 @@ mod tests {
         }
         assert_eq!(Span(5400).to_string(), "1h30m");
         assert_eq!(Span(90).to_string(), "1m30s");
-        for text in ["", "s", "5", "0s", "1.5h", "-1s", "1 h", "99999999999999999999d"] {
+        for text in [
+            "",
+            "s",
+            "5",
+            "0s",
+            "1.5h",
+            "-1s",
+            "1 h",
+            "99999999999999999999d",
+        ] {
             assert!(text.parse::<Span>().is_err(), "{text:?}");
         }
     }

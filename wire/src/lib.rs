@@ -11,6 +11,8 @@
 pub mod admin;
 pub mod audit;
 pub mod bytes;
+pub mod connection;
+pub mod engine;
 pub mod error;
 pub mod evidence;
 pub mod link;
@@ -21,9 +23,11 @@ pub mod secret;
 pub mod session;
 pub mod workload;
 
+pub use connection::ConnectionConfig;
+pub use engine::{EngineConfig, EngineKind};
 pub use error::{Code, Refusal};
 pub use evidence::{Assurance, Evidence, Facility};
-pub use name::{CredentialName, FieldName, KvPath};
+pub use name::{ConnectionName, CredentialName, FieldName, KvPath};
 pub use posture::Posture;
 pub use secret::Secret;
 pub use workload::{LeaseId, WorkloadKey};

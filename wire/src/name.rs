@@ -73,6 +73,14 @@ name_type!(
 );
 
 name_type!(
+    /// The name of a connection, as configured: `shop`.
+    ConnectionName,
+    "connection name",
+    "1 to 63 of a-z, 0-9, '-', '_' and '.', beginning with a letter or a digit",
+    |text| is_word(text, 63, |byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+);
+
+name_type!(
     /// The name of one field of a credential: `password`, `tls.crt`. Also the name of its file.
     FieldName,
     "field name",

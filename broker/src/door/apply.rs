@@ -3,8 +3,10 @@
 
 use super::plan::{self, Side};
 use super::{Door, OpenError, Operator, store_failed};
+use crate::engine::connections;
 use crate::policy::{Judge, entity};
 use crate::store::{Configuration, Lease, Op, Store, StoreError};
+use mayfly_wire::ConnectionConfig;
 use mayfly_wire::admin::{
     Apply, CredentialConfig, Desired, EngineConfig, Plan, PolicyCheck, PolicyFile, PolicyProblem,
 };
@@ -65,6 +67,12 @@ impl Applied {
     #[must_use]
     pub fn credentials(&self) -> &BTreeMap<CredentialName, CredentialConfig> {
         &self.credentials
+    }
+
+    /// Every server that engines may use.
+    #[must_use]
+    pub fn connections(&self) -> &[ConnectionConfig] {
+        &self.desired.connections
     }
 
     fn side(&self) -> Side<'_> {
@@ -173,6 +181,7 @@ impl Door {
             "a configuration was applied"
         );
         let remade = remade(&applied, &next);
+        self.connections.configure(next.connections());
         *self.applied.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         for credential in remade {
             // It stands, whatever happens here, and the caller must have sessions look again. What is
@@ -262,7 +271,7 @@ impl Door {
     }
 
     fn compile(&self, number: u64, desired: Desired) -> Result<Applied, Refusal> {
-        let mut problems = Vec::new();
+        let mut problems = connections::problems(&desired);
         let mut names = BTreeSet::new();
         for config in &desired.credentials {
             let name = &config.name;
@@ -277,7 +286,11 @@ impl Door {
                     config.ttl_seconds
                 ));
             }
-            if let Err(problem) = self.engines.of(&config.engine).check(config) {
+            let checked = match self.engines.of(config.engine.kind()) {
+                Ok(engine) => engine.check(config),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(problem) = checked {
                 problems.push(format!("credential {name}: {problem}"));
             }
         }

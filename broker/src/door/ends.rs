@@ -35,7 +35,7 @@ impl Door {
         let mut ops = Vec::with_capacity(leases.len() + 1);
         let mut failed = None;
         for lease in &leases {
-            match self.engines.of_lease(lease).revoke(lease).await {
+            match self.revoke(lease).await {
                 Ok(()) => {
                     ops.push(Op::LeaseEnd(lease.id.clone()));
                     events.push(ended(lease, "died"));
@@ -58,7 +58,7 @@ impl Door {
 
     /// Ends one lease for a reason of the broker's own. One that has ended already is not there.
     pub(super) async fn end(&self, lease: &Lease, reason: &str) -> Result<(), Refusal> {
-        if let Err(error) = self.engines.of_lease(lease).revoke(lease).await {
+        if let Err(error) = self.revoke(lease).await {
             tracing::error!(lease = %lease.id, %error, "a lease cannot be revoked yet");
             return Err(error.code().into());
         }

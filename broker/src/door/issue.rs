@@ -56,7 +56,7 @@ impl<'a> Work<'a> {
     /// Ends a lease with this bundle. One that its engine cannot revoke now stays, and is looked at
     /// again when it is due.
     pub async fn end(&mut self, lease: &Lease, reason: &str) {
-        if let Err(error) = self.door.engines.of_lease(lease).revoke(lease).await {
+        if let Err(error) = self.door.revoke(lease).await {
             tracing::error!(lease = %lease.id, %error, "a lease cannot be revoked yet");
             self.door.timer.add(self.door.now_ms(), lease.id.clone());
             return;
@@ -111,7 +111,8 @@ impl<'a> Work<'a> {
         now: u64,
     ) -> Result<Made, Missed> {
         let id = new_lease_id()?;
-        let engine = self.door.engines.of(&config.engine);
+        let engine = (self.door.engines.of(config.engine.kind()))
+            .map_err(|error| (error.code(), error.to_string()))?;
         let request = IssueRequest {
             credential: config,
             evidence: self.evidence,
@@ -125,11 +126,16 @@ impl<'a> Work<'a> {
             id: id.clone(),
             workload: self.evidence.workload.clone(),
             credential: config.name.clone(),
+            engine: config.engine.kind(),
             node: self.evidence.node.clone(),
             name: self.evidence.display_name(),
             state: LeaseState::Active,
             issued_at: now,
             expires_at: issued.expires_at,
+            due_at: due(now, issued.expires_at),
+            reason: String::new(),
+            attempts: 0,
+            problem: String::new(),
             source: issued.source,
         }));
         self.written.new.push((id.clone(), issued.expires_at));
@@ -151,7 +157,8 @@ impl<'a> Work<'a> {
         lease: Lease,
         held: Option<&Held>,
     ) -> Result<Made, Missed> {
-        let engine = self.door.engines.of(&config.engine);
+        let engine = (self.door.engines.of(config.engine.kind()))
+            .map_err(|error| (error.code(), error.to_string()))?;
         let issued = engine.reissue(config, &lease).await;
         let issued = issued.map_err(|error| (error.code(), error.to_string()))?;
         let sealed = self.seal(config, &lease.id, &issued)?;
@@ -217,7 +224,7 @@ impl<'a> Work<'a> {
             expires_at: issued.expires_at,
             value: match &issued.source {
                 Source::Kv { path, version } => Some((path.clone(), *version)),
-                Source::Sealed(_) => None,
+                Source::Sealed(_) | Source::Account { .. } | Source::Shared { .. } => None,
             },
         };
         Ok((sealed, held))
@@ -246,13 +253,15 @@ pub fn new_lease_id() -> Result<LeaseId, Missed> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mayfly_wire::admin::{EngineConfig, JwtAlgorithm};
+    use mayfly_wire::admin::{EngineConfig, EngineKind, JwtAlgorithm};
 
     #[test]
     fn a_lease_gives_way_when_it_expired_is_due_or_is_of_another_engine() {
         let config = |engine| CredentialConfig {
             name: "c".parse().unwrap(),
             ttl_seconds: 30,
+            max_ttl_seconds: None,
+            grace_seconds: None,
             engine,
         };
         let kv = config(EngineConfig::Kv {
@@ -269,11 +278,19 @@ mod tests {
             id: LeaseId::from_random([1; 16]),
             workload: evidence.workload.clone(),
             credential: "c".parse().unwrap(),
+            engine: match source {
+                Source::Kv { .. } => EngineKind::Kv,
+                _ => EngineKind::Jwt,
+            },
             node: evidence.node.clone(),
             name: "n".into(),
             state: LeaseState::Active,
             issued_at: 0,
             expires_at: 30_000,
+            due_at: 20_000,
+            reason: String::new(),
+            attempts: 0,
+            problem: String::new(),
             source,
         };
         let value = lease(Source::Kv {

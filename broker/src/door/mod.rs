@@ -20,8 +20,9 @@ pub use renew::Renewal;
 
 use crate::audit::{AuditError, AuditLog};
 use crate::clock::Clock;
-use crate::engine::Engines;
+use crate::engine::connections::Connections;
 use crate::engine::kv::KvChange;
+use crate::engine::{EngineError, Engines};
 use crate::leases::Timer;
 use crate::store::{Lease, Store, StoreError};
 use known::{Locks, Recent, Tombs};
@@ -36,6 +37,8 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// What makes credentials.
     pub engines: Engines,
+    /// The servers at which they do.
+    pub connections: Arc<Connections>,
     /// What writes the record.
     pub audit: AuditLog,
     /// What time it is.
@@ -65,6 +68,7 @@ pub enum OpenError {
 pub struct Door {
     store: Arc<dyn Store>,
     engines: Engines,
+    connections: Arc<Connections>,
     audit: AuditLog,
     clock: Arc<dyn Clock>,
     applied: RwLock<Arc<Applied>>,
@@ -88,9 +92,11 @@ impl Door {
     /// [`OpenError`].
     pub async fn open(parts: Parts) -> Result<Self, OpenError> {
         let applied = apply::load(parts.store.as_ref()).await?;
+        parts.connections.configure(applied.connections());
         let door = Self {
             store: parts.store,
             engines: parts.engines,
+            connections: parts.connections,
             audit: parts.audit,
             clock: parts.clock,
             applied: RwLock::new(Arc::new(applied)),
@@ -183,6 +189,11 @@ impl Door {
                     Err(Code::Unavailable.into())
                 }
             })
+    }
+
+    /// Has the engine that made a lease take back what it gave.
+    async fn revoke(&self, lease: &Lease) -> Result<(), EngineError> {
+        self.engines.of(lease.engine)?.revoke(lease).await
     }
 
     fn is_dead(&self, workload: &WorkloadKey) -> bool {

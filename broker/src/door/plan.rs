@@ -1,9 +1,11 @@
 //! What an `apply` would change: a pure comparison of two configurations.
 
 use crate::policy::Judge;
-use mayfly_wire::CredentialName;
-use mayfly_wire::admin::{Change, ChangeAction, CredentialConfig, Desired, EngineConfig};
+use mayfly_wire::admin::{Change, ChangeAction, CredentialConfig, Desired};
+use mayfly_wire::{ConnectionConfig, ConnectionName, CredentialName};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 
 /// One side of the comparison.
 #[derive(Clone, Copy)]
@@ -12,35 +14,47 @@ pub struct Side<'a> {
     pub judge: &'a Judge,
 }
 
-/// Every change from `old` to `new`: credentials by name, then policies by id, then the hardened rules.
+/// Every change from `old` to `new`: connections by name, credentials by name, then policies by id, then the hardened rules.
 pub fn changes(
     old: Side<'_>,
     new: Side<'_>,
     leases: &BTreeMap<CredentialName, u64>,
 ) -> Vec<Change> {
     let mut changes = Vec::new();
-    let by_name = |desired: &'_ Desired| -> BTreeMap<CredentialName, CredentialConfig> {
-        let credentials = desired.credentials.iter();
-        credentials
-            .map(|config| (config.name.clone(), config.clone()))
+    let by_name = |desired: &Desired| -> BTreeMap<ConnectionName, ConnectionConfig> {
+        let connections = desired.connections.iter().cloned();
+        connections
+            .map(|config| (config.name.clone(), config))
             .collect()
     };
-    let (before, after) = (by_name(old.desired), by_name(new.desired));
-    for name in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
-        let (action, details) = match (before.get(name), after.get(name)) {
-            (None, Some(now)) => (ChangeAction::Create, described(now)),
-            (Some(_), None) => (ChangeAction::Delete, Vec::new()),
-            (Some(was), Some(now)) if was != now => (ChangeAction::Update, differences(was, now)),
-            _ => continue,
-        };
-        changes.push(Change {
-            action,
-            kind: "credential".to_owned(),
-            name: name.to_string(),
-            details,
-            leases: leases.get(name).copied().unwrap_or(0),
-        });
-    }
+    let users_of = |name: &ConnectionName| {
+        let credentials = old.desired.credentials.iter();
+        let users = credentials.filter(|config| config.engine.connection() == Some(name));
+        let count = users.map(|config| leases.get(&config.name).copied().unwrap_or(0));
+        count.sum()
+    };
+    compare(
+        "connection",
+        &by_name(old.desired),
+        &by_name(new.desired),
+        connection_settings,
+        users_of,
+        &mut changes,
+    );
+    let by_name = |desired: &Desired| -> BTreeMap<CredentialName, CredentialConfig> {
+        let credentials = desired.credentials.iter().cloned();
+        credentials
+            .map(|config| (config.name.clone(), config))
+            .collect()
+    };
+    compare(
+        "credential",
+        &by_name(old.desired),
+        &by_name(new.desired),
+        settings,
+        |name| leases.get(name).copied().unwrap_or(0),
+        &mut changes,
+    );
 
     let all = leases.values().sum();
     let touched = |scope: Option<&str>| match scope {
@@ -86,52 +100,108 @@ pub fn changes(
 /// The settings of a credential, in the order in which they are shown.
 fn settings(config: &CredentialConfig) -> Vec<(String, String)> {
     let mut settings = vec![("ttl".to_owned(), duration(config.ttl_seconds))];
-    let mut add = |name: &str, value: String| settings.push((name.to_owned(), value));
-    match &config.engine {
-        EngineConfig::Kv { path } => {
-            add("engine", "kv".to_owned());
-            add("path", path.to_string());
+    let more = [
+        ("max_ttl", config.max_ttl_seconds),
+        ("grace", config.grace_seconds),
+    ];
+    for (name, seconds) in more {
+        if let Some(seconds) = seconds {
+            settings.push((name.to_owned(), duration(seconds)));
         }
-        EngineConfig::Jwt {
-            algorithm,
-            audience,
-            subject,
-            claims,
-        } => {
-            add("engine", "jwt".to_owned());
-            add("algorithm", format!("{algorithm:?}"));
-            add("audience", audience.join(", "));
-            add("subject", subject.clone());
-            for (name, value) in claims {
-                add(&format!("claim {name}"), value.clone());
-            }
+    }
+    settings.push(("engine".to_owned(), config.engine.kind().to_string()));
+    // Of the engine: `{"kv": {"path": "orders/db"}}`.
+    if let Ok(Value::Object(tagged)) = serde_json::to_value(&config.engine) {
+        for (name, value) in tagged.into_iter().flat_map(|(_, settings)| match settings {
+            Value::Object(settings) => settings,
+            _ => serde_json::Map::new(),
+        }) {
+            flatten(name, value, &mut settings);
         }
     }
     settings
 }
 
-fn described(config: &CredentialConfig) -> Vec<String> {
-    let settings = settings(config).into_iter();
+/// One line for each value; those of a map by their keys.
+fn flatten(name: String, value: Value, settings: &mut Vec<(String, String)>) {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                flatten(format!("{name}.{key}"), value, settings);
+            }
+        }
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(text).collect();
+            settings.push((name, items.join(", ")));
+        }
+        other => settings.push((name, text(&other))),
+    }
+}
+
+fn connection_settings(config: &ConnectionConfig) -> Vec<(String, String)> {
+    let mut settings = Vec::new();
+    if let Ok(Value::Object(map)) = serde_json::to_value(config) {
+        for (name, value) in map.into_iter().filter(|(name, _)| name != "name") {
+            flatten(name, value, &mut settings);
+        }
+    }
+    settings
+}
+
+/// Adds what differs between two sets of one kind, by name.
+fn compare<N: Ord + Display, C: PartialEq>(
+    kind: &str,
+    before: &BTreeMap<N, C>,
+    after: &BTreeMap<N, C>,
+    settings: impl Fn(&C) -> Vec<(String, String)>,
+    leases: impl Fn(&N) -> u64,
+    changes: &mut Vec<Change>,
+) {
+    for name in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
+        let (action, details) = match (before.get(name), after.get(name)) {
+            (None, Some(now)) => (ChangeAction::Create, described(settings(now))),
+            (Some(_), None) => (ChangeAction::Delete, Vec::new()),
+            (Some(was), Some(now)) if was != now => {
+                let details = differences(&settings(was), &settings(now));
+                (ChangeAction::Update, details)
+            }
+            _ => continue,
+        };
+        changes.push(Change {
+            action,
+            kind: kind.to_owned(),
+            name: name.to_string(),
+            details,
+            leases: leases(name),
+        });
+    }
+}
+
+fn described(settings: Vec<(String, String)>) -> Vec<String> {
+    let settings = settings.into_iter();
     settings
         .map(|(name, value)| format!("{name}: {value}"))
         .collect()
 }
 
-fn differences(was: &CredentialConfig, now: &CredentialConfig) -> Vec<String> {
-    let (was, now) = (settings(was), settings(now));
+fn differences(was: &[(String, String)], now: &[(String, String)]) -> Vec<String> {
     let find = |list: &[(String, String)], name: &str| {
         let found = list.iter().find(|(known, _)| known == name);
         found.map_or_else(|| "(none)".to_owned(), |(_, value)| value.clone())
     };
     let mut names: Vec<&String> = now.iter().map(|(name, _)| name).collect();
-    for (name, _) in &was {
+    for (name, _) in was {
         if !names.contains(&name) {
             names.push(name);
         }
     }
     let pairs = names
         .into_iter()
-        .map(|name| (name, find(&was, name), find(&now, name)));
+        .map(|name| (name, find(was, name), find(now, name)));
     let changed = pairs.filter(|(_, was, now)| was != now);
     changed
         .map(|(name, was, now)| format!("{name}: {was} → {now}"))
@@ -151,12 +221,14 @@ fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mayfly_wire::admin::{JwtAlgorithm, PolicyFile};
+    use mayfly_wire::admin::{EngineConfig, JwtAlgorithm, PolicyFile};
 
     fn kv(name: &str, ttl_seconds: u64, path: &str) -> CredentialConfig {
         CredentialConfig {
             name: name.parse().unwrap(),
             ttl_seconds,
+            max_ttl_seconds: None,
+            grace_seconds: None,
             engine: EngineConfig::Kv {
                 path: path.parse().unwrap(),
             },
@@ -176,6 +248,7 @@ mod tests {
             text: policies.into(),
         };
         Desired {
+            connections: Vec::new(),
             credentials,
             policies: vec![file],
             hardened: false,
@@ -229,6 +302,8 @@ mod tests {
         let jwt = CredentialConfig {
             name: "b".parse().unwrap(),
             ttl_seconds: 90,
+            max_ttl_seconds: None,
+            grace_seconds: None,
             engine: EngineConfig::Jwt {
                 algorithm: JwtAlgorithm::EdDsa,
                 audience: vec!["api".into()],
@@ -251,7 +326,7 @@ mod tests {
             compare(&old, &new),
             [
                 "Update credential a [ttl: 15m → 5m] 3",
-                "Update credential b [ttl: 1m → 90s; engine: kv → jwt; algorithm: (none) → EdDsa; \
+                "Update credential b [ttl: 1m → 90s; engine: kv → jwt; algorithm: (none) → EdDSA; \
                  audience: (none) → api; subject: (none) → s; path: y → (none)] 4",
                 "Create credential c [ttl: 1d; engine: kv; path: z] 0",
                 "Delete policy p [] 7",

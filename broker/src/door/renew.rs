@@ -160,6 +160,7 @@ impl Door {
                 };
                 let op = Op::LeaseUpdate(Lease {
                     expires_at,
+                    due_at: due(now, expires_at),
                     ..lease.clone()
                 });
                 self.both(vec![event], vec![op]).await?;
@@ -168,7 +169,10 @@ impl Door {
             }
             (Step::Replace, Some(config), Some(known), Some(decision)) => {
                 let id = new_lease_id().map_err(|(code, _)| Refusal::from(code))?;
-                let engine = self.engines.of(&config.engine);
+                let engine = self
+                    .engines
+                    .of(config.engine.kind())
+                    .map_err(super::inside)?;
                 let issued = engine.issue(IssueRequest {
                     credential: config,
                     evidence: &known.evidence,
@@ -196,6 +200,7 @@ impl Door {
                     state: LeaseState::Active,
                     issued_at: now,
                     expires_at,
+                    due_at: due(now, expires_at),
                     source: issued.source,
                     ..lease.clone()
                 });

@@ -130,7 +130,8 @@ impl Door {
                 expires_at: lease.expires_at,
                 version: match lease.source {
                     Source::Kv { version, .. } => Some(version),
-                    Source::Sealed(_) => None,
+                    Source::Shared { version } => Some(version),
+                    Source::Sealed(_) | Source::Account { .. } => None,
                 },
             });
         })

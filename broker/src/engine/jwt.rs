@@ -52,7 +52,7 @@ impl Jwt {
         schedule: Schedule,
         now: u64,
     ) -> Result<Self, EngineError> {
-        let (number, ring) = match store.meta(META).await? {
+        let (number, ring) = match store.meta(META.to_owned()).await? {
             Some(bytes) => read(&keys, &bytes)?,
             None => (0, Ring::default()),
         };
@@ -126,7 +126,9 @@ impl Jwt {
         let number = *stored + 1;
         let sealed = self.keys.seal(&KEYS, number, &next.export())?;
         let bytes = [number.to_be_bytes().as_slice(), &sealed].concat();
-        self.store.commit(vec![Op::MetaPut(META, bytes)]).await?;
+        self.store
+            .commit(vec![Op::MetaPut(META.to_owned(), bytes)])
+            .await?;
         *stored = number;
         *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         Ok(true)

@@ -249,7 +249,7 @@ impl Engine for Kv {
         Box::pin(async move {
             match lease.source {
                 Source::Kv { .. } => self.give(credential, lease.expires_at).await,
-                Source::Sealed(_) => Err(other_engine(lease)),
+                _ => Err(other_engine(lease)),
             }
         })
     }

@@ -1,6 +1,7 @@
 //! Engines: what makes credentials of one kind. To add a kind, implement [`Engine`], add its settings to
-//! `EngineConfig`, and name it in [`Engines::of`].
+//! `EngineConfig`, and give it to [`Engines`] in `run`.
 
+pub mod connections;
 pub mod jwt;
 pub mod kv;
 mod ring;
@@ -12,7 +13,7 @@ use crate::seal::{RecordId, SealError};
 use crate::store::{Lease, Source, StoreError};
 use mayfly_wire::admin::{CredentialConfig, EngineConfig};
 use mayfly_wire::session::Layout;
-use mayfly_wire::{Code, Evidence, FieldName, LeaseId, Secret};
+use mayfly_wire::{Code, EngineKind, Evidence, FieldName, LeaseId, Secret};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -93,6 +94,15 @@ pub struct Issued {
 }
 
 /// What makes credentials of one kind.
+///
+/// An engine decides what a credential is ([`issue`](Self::issue)) before anything exists at a target,
+/// so that the door can make the decision durable first. Only then does the door have it made
+/// ([`create`](Self::create)), put it on record, and give it away. Whatever is interrupted, a lease that
+/// may have something at a target is in the store, and [`revoke`](Self::revoke) is called for it until
+/// it succeeds.
+///
+/// The door gives every call a limited time, and calls again what did not end in time: each method must
+/// leave things right when its future is dropped at any point.
 pub trait Engine: Send + Sync {
     /// Whether the settings can be right for any workload at all. Called when they are applied.
     ///
@@ -100,9 +110,30 @@ pub trait Engine: Send + Sync {
     /// What was expected and what was found, for the operator.
     fn check(&self, credential: &CredentialConfig) -> Result<(), String>;
 
-    /// Makes a credential. Also renews one: with the id of a lease that exists, it makes new content
-    /// under it.
+    /// Decides a credential: its fields, and with an account at a target its name. Changes nothing at
+    /// any target. Also renews one whose content is its own: with the id of a lease that exists, it
+    /// makes new content under it.
     fn issue<'a>(&'a self, request: IssueRequest<'a>) -> Answer<'a, Issued>;
+
+    /// Makes at the target what `lease` says, good until the lease expires. Called once for a lease,
+    /// and only for one with a [`Source::Account`].
+    fn create<'a>(
+        &'a self,
+        _credential: &'a CredentialConfig,
+        _lease: &'a Lease,
+    ) -> Answer<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Makes what `lease` holds at the target good until the lease's `expires_at`, which is later than
+    /// it was. Called only for one with a [`Source::Account`].
+    fn extend<'a>(
+        &'a self,
+        _credential: &'a CredentialConfig,
+        _lease: &'a Lease,
+    ) -> Answer<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// Gives the credential of an existing lease again. The expiry is that of the lease.
     fn reissue<'a>(
@@ -111,46 +142,51 @@ pub trait Engine: Send + Sync {
         lease: &'a Lease,
     ) -> Answer<'a, Issued>;
 
-    /// Takes the credential back at its source. May be called again for the same lease.
+    /// Takes the credential back at its source, with everything that lives by it (open connections).
+    /// Succeeds when nothing is there: it is called again after a crash, and for a lease whose
+    /// `create` was never called or did not finish. A `create` of the same lease that was given up,
+    /// by this process or an earlier one, must not take effect afterwards.
     fn revoke<'a>(&'a self, lease: &'a Lease) -> Answer<'a, ()>;
+
+    /// Changes the secret that all holders of a credential share, if it is of that kind: a `static`
+    /// user's password. Says whether it was. Its holders are then given it anew.
+    fn rotate<'a>(&'a self, _credential: &'a CredentialConfig, _now: u64) -> Answer<'a, bool> {
+        Box::pin(async { Ok(false) })
+    }
+
+    /// When [`rotate`](Self::rotate) is due by itself for this credential: milliseconds since the Unix
+    /// epoch.
+    fn rotates_at<'a>(&'a self, _credential: &'a CredentialConfig) -> Answer<'a, Option<u64>> {
+        Box::pin(async { Ok(None) })
+    }
 }
 
 /// The engines that there are.
 pub struct Engines {
-    /// Stored, versioned values.
+    /// Stored, versioned values: the door also writes them, for operators.
     pub kv: Arc<kv::Kv>,
-    /// Signed tokens.
-    pub jwt: Arc<jwt::Jwt>,
+    /// The others, by what they make.
+    pub others: BTreeMap<EngineKind, Arc<dyn Engine>>,
 }
 
 impl Engines {
-    /// The engine for these settings.
-    #[must_use]
-    pub fn of(&self, config: &EngineConfig) -> &dyn Engine {
-        match config {
-            EngineConfig::Kv { .. } => self.kv.as_ref(),
-            EngineConfig::Jwt { .. } => self.jwt.as_ref(),
+    /// The engine of a kind.
+    ///
+    /// # Errors
+    /// [`EngineError::Unfit`]: this broker was built without it.
+    pub fn of(&self, kind: EngineKind) -> Result<&dyn Engine, EngineError> {
+        if kind == EngineKind::Kv {
+            return Ok(self.kv.as_ref());
         }
+        let engine = self.others.get(&kind).map(AsRef::as_ref);
+        engine.ok_or_else(|| EngineError::Unfit(format!("this broker has no engine {kind}")))
     }
 
     /// Whether a lease is of the engine that its credential has now. After another configuration was
     /// applied, it may not be.
     #[must_use]
     pub fn fits(config: &EngineConfig, lease: &Lease) -> bool {
-        matches!(
-            (config, &lease.source),
-            (EngineConfig::Kv { .. }, Source::Kv { .. })
-                | (EngineConfig::Jwt { .. }, Source::Sealed(_))
-        )
-    }
-
-    /// The engine that made this lease.
-    #[must_use]
-    pub fn of_lease(&self, lease: &Lease) -> &dyn Engine {
-        match lease.source {
-            Source::Kv { .. } => self.kv.as_ref(),
-            Source::Sealed(_) => self.jwt.as_ref(),
-        }
+        config.kind() == lease.engine
     }
 }
 

@@ -79,6 +79,8 @@ fn config(engine: EngineConfig) -> CredentialConfig {
     CredentialConfig {
         name: "orders-db".parse().unwrap(),
         ttl_seconds: 300,
+        max_ttl_seconds: None,
+        grace_seconds: None,
         engine,
     }
 }
@@ -98,11 +100,16 @@ fn lease_for(credential: &CredentialConfig, issued: &Issued) -> Lease {
         id: LeaseId::from_random([5; 16]),
         workload: evidence.workload.clone(),
         credential: credential.name.clone(),
+        engine: credential.engine.kind(),
         node: evidence.node.clone(),
         name: evidence.display_name(),
         state: LeaseState::Active,
         issued_at: NOW,
         expires_at: issued.expires_at,
+        due_at: issued.expires_at,
+        reason: String::new(),
+        attempts: 0,
+        problem: String::new(),
         source: issued.source.clone(),
     }
 }
@@ -412,10 +419,15 @@ async fn a_lease_of_another_engine_is_refused() {
     let place = Place::new();
     let engines = Engines {
         kv: place.kv(),
-        jwt: Arc::new(place.jwt(NOW).await),
+        others: BTreeMap::from([(
+            EngineKind::Jwt,
+            Arc::new(place.jwt(NOW).await) as Arc<dyn Engine>,
+        )]),
     };
     let jwt = jwt_config(JwtAlgorithm::EdDsa);
-    let issued = issue(engines.of(&jwt.engine), &jwt, NOW).await.unwrap();
+    let issued = issue(engines.of(EngineKind::Jwt).unwrap(), &jwt, NOW)
+        .await
+        .unwrap();
     let lease = lease_for(&jwt, &issued);
     place
         .store
@@ -424,14 +436,16 @@ async fn a_lease_of_another_engine_is_refused() {
         .unwrap();
     let kv = config(EngineConfig::Kv { path: path() });
     let refused = engines
-        .of(&kv.engine)
+        .of(EngineKind::Kv)
+        .unwrap()
         .reissue(&kv, &lease)
         .await
         .err()
         .unwrap();
     assert_eq!(refused.code(), Code::Conflict);
     engines
-        .of_lease(&lease)
+        .of(lease.engine)
+        .unwrap()
         .reissue(&jwt, &lease)
         .await
         .unwrap();

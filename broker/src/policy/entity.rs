@@ -269,13 +269,13 @@ pub fn workload_uid(evidence: &Evidence) -> Result<EntityUid, NoEntity> {
 /// # Errors
 /// [`NoEntity`], which no configuration can cause.
 pub fn credential(config: &CredentialConfig) -> Result<Entity, NoEntity> {
-    let (engine, path) = match &config.engine {
-        EngineConfig::Kv { path } => ("kv", Some(path.as_str())),
-        EngineConfig::Jwt { .. } => ("jwt", None),
+    let path = match &config.engine {
+        EngineConfig::Kv { path } => Some(path.as_str()),
+        _ => None,
     };
     Attributes::default()
         .must_text("name", config.name.as_str())
-        .must_text("engine", engine)
+        .must_text("engine", config.engine.kind().as_str())
         .long("ttl_seconds", Some(config.ttl_seconds))
         .text("kv_path", path)
         .entity(

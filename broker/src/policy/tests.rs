@@ -61,11 +61,14 @@ fn desired(policies: &str) -> Desired {
     let credential = |name: &str| CredentialConfig {
         name: name.parse().unwrap(),
         ttl_seconds: 60,
+        max_ttl_seconds: None,
+        grace_seconds: None,
         engine: EngineConfig::Kv {
             path: name.parse().unwrap(),
         },
     };
     Desired {
+        connections: Vec::new(),
         credentials: vec![credential("orders-db"), credential("other")],
         policies: vec![PolicyFile {
             file: "p.cedar".into(),
@@ -412,6 +415,8 @@ fn cost_of_decisions() {
         .map(|number| CredentialConfig {
             name: format!("c{number}").parse().unwrap(),
             ttl_seconds: 60,
+            max_ttl_seconds: None,
+            grace_seconds: None,
             engine: EngineConfig::Kv {
                 path: "a".parse().unwrap(),
             },

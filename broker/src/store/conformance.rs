@@ -18,11 +18,16 @@ pub fn lease(number: u64, workload: u64, credential: &str) -> Lease {
         id: LeaseId::from_random(u128::from(number).to_be_bytes()),
         workload: evidence.workload.clone(),
         credential: credential.parse().unwrap(),
+        engine: mayfly_wire::EngineKind::Kv,
         node: evidence.node.clone(),
         name: evidence.display_name(),
         state: LeaseState::Active,
         issued_at: 1_000,
         expires_at: 10_000 + number,
+        due_at: 10_000 + number,
+        reason: String::new(),
+        attempts: 0,
+        problem: String::new(),
         source: Source::Kv {
             path: "orders/db".parse().unwrap(),
             version: 1,
@@ -150,25 +155,59 @@ async fn leases(store: &dyn Store) {
     );
 
     let mut changed = two.clone();
-    changed.state = LeaseState::Pending;
-    changed.expires_at = 5;
-    changed.source = Source::Sealed(b"token".to_vec());
-    // Only these three change.
+    changed.state = LeaseState::Revoking;
+    (changed.expires_at, changed.due_at) = (5, 6);
+    (changed.attempts, changed.problem) = (3, "no answer".into());
+    changed.reason = "died".into();
+    // One of every kind of source is read as it was written; the last stays.
+    for source in [
+        Source::Sealed(b"token".to_vec()),
+        Source::Shared { version: 4 },
+        Source::Account {
+            connection: "shop".parse().unwrap(),
+            account: "orders_1".into(),
+            sealed: b"fields".to_vec(),
+        },
+    ] {
+        changed.source = source;
+        let unit = vec![Op::LeaseUpdate(changed.clone())];
+        store.commit(unit).await.unwrap();
+        let found = store.lease(two.id.clone()).await.unwrap();
+        assert_eq!(found.as_ref(), Some(&changed));
+    }
+    // What identifies it stays as it is.
     let mut given = changed.clone();
-    given.node = "other".into();
-    given.issued_at = 77;
+    given.credential = "other".parse().unwrap();
+    given.engine = mayfly_wire::EngineKind::Jwt;
     store.commit(vec![Op::LeaseUpdate(given)]).await.unwrap();
-    assert_eq!(store.lease(two.id.clone()).await.unwrap(), Some(changed));
+    assert_eq!(
+        store.lease(two.id.clone()).await.unwrap(),
+        Some(changed.clone())
+    );
     assert!(is_not_found(
         store.commit(vec![Op::LeaseUpdate(lease(50, 7, "c"))]).await
     ));
 
-    let expiring = |until, most| store.leases_expiring(until, most);
-    let first = expiring(10_003, 1).await.unwrap();
+    let due = |until, most| store.leases_due(until, most);
+    let first = due(10_003, 1).await.unwrap();
     assert_eq!(first[0].id, two.id);
-    assert_eq!(expiring(10_001, 9).await.unwrap().len(), 2);
-    assert_eq!(expiring(u64::MAX, 9).await.unwrap().len(), 3);
-    assert_eq!(expiring(4, 9).await.unwrap(), []);
+    assert_eq!(due(10_001, 9).await.unwrap().len(), 2);
+    assert_eq!(due(u64::MAX, 9).await.unwrap().len(), 3);
+    assert_eq!(due(5, 9).await.unwrap(), []);
+
+    // One that must end makes room for another, and cannot come back beside it.
+    let heir = lease(11, 7, "b");
+    let unit = vec![Op::LeaseInsert(heir.clone())];
+    store.commit(unit).await.unwrap();
+    let found = store.lease_of(heir.workload.clone(), heir.credential.clone());
+    assert_eq!(found.await.unwrap().as_ref(), Some(&heir));
+    assert_eq!(
+        store.leases_of(heir.workload.clone()).await.unwrap().len(),
+        3
+    );
+    let mut back = changed.clone();
+    back.state = LeaseState::Planned;
+    assert!(is_conflict(store.commit(vec![Op::LeaseUpdate(back)]).await));
 
     let end = || vec![Op::LeaseEnd(one.id.clone())];
     store.commit(end()).await.unwrap();
@@ -213,24 +252,32 @@ async fn the_rest(store: &dyn Store) {
     put(2).await.unwrap();
     assert_eq!(store.configuration().await.unwrap(), Some(configuration(2)));
 
-    assert_eq!(store.meta("x").await.unwrap(), None);
+    assert_eq!(store.meta("x".into()).await.unwrap(), None);
     for value in [b"one".to_vec(), vec![]] {
-        let unit = vec![Op::MetaPut("x", value.clone())];
+        let unit = vec![Op::MetaPut("x".into(), value.clone())];
         store.commit(unit).await.unwrap();
-        assert_eq!(store.meta("x").await.unwrap(), Some(value));
+        assert_eq!(store.meta("x".into()).await.unwrap(), Some(value));
     }
+    let keys = |prefix: &str| store.meta_keys(prefix.to_owned());
+    assert_eq!(keys("x").await.unwrap(), ["x"]);
+    assert!(keys("x/").await.unwrap().is_empty());
+    for _ in 0..2 {
+        let unit = vec![Op::MetaRemove("x".into())];
+        store.commit(unit).await.unwrap();
+    }
+    assert_eq!(store.meta("x".into()).await.unwrap(), None);
 }
 
 async fn units(store: &dyn Store) {
     let good = lease(100, 100, "a");
     let unit = vec![
         Op::LeaseInsert(good.clone()),
-        Op::MetaPut("y", b"y".to_vec()),
+        Op::MetaPut("y".into(), b"y".to_vec()),
         Op::LeaseEnd(LeaseId::from_random([9; 16])),
     ];
     assert!(is_not_found(store.commit(unit).await));
     assert_eq!(store.lease(good.id).await.unwrap(), None);
-    assert_eq!(store.meta("y").await.unwrap(), None);
+    assert_eq!(store.meta("y".into()).await.unwrap(), None);
 }
 
 async fn head(backend: &dyn Backend) {

@@ -16,7 +16,9 @@ mod tests;
 mod writer;
 
 use crate::audit::{Head, HeadCell};
-use mayfly_wire::{CredentialName, Evidence, FieldName, KvPath, LeaseId, WorkloadKey};
+use mayfly_wire::{
+    ConnectionName, CredentialName, EngineKind, Evidence, FieldName, KvPath, LeaseId, WorkloadKey,
+};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -65,13 +67,17 @@ pub struct KvRow {
     pub sealed: Option<Vec<u8>>,
 }
 
-/// How far a lease is.
+/// How far a lease is. No state can be skipped: what has a target goes through all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseState {
     /// Intended: what it will hold at the target may exist already, or not yet. Nothing left under it.
-    Pending,
+    Planned,
     /// Its credential may have left.
     Active,
+    /// Another lease took its place. It is good until its holders use that one, or its grace ends.
+    Retiring,
+    /// It must end: what it holds at the target may still exist.
+    Revoking,
 }
 
 /// What a lease gives.
@@ -84,9 +90,32 @@ pub enum Source {
         /// The version.
         version: u64,
     },
-    /// Content that belongs to this lease alone (a token), sealed for
-    /// [`lease_record`](crate::engine::lease_record).
+    /// Content that belongs to this lease alone (a token, a certificate), sealed for
+    /// [`lease_record`](crate::engine::lease_record). There is nothing to take back.
     Sealed(Vec<u8>),
+    /// An account that belongs to this lease alone, and exists at a target.
+    Account {
+        /// The target.
+        connection: ConnectionName,
+        /// The account's name there, decided before it is made.
+        account: String,
+        /// What the engine must know to give it again and to remove it, sealed as above.
+        sealed: Vec<u8>,
+    },
+    /// An account at a target that all holders of the credential share, of the version that was given
+    /// last.
+    Shared {
+        /// Counts up with each rotation.
+        version: u64,
+    },
+}
+
+impl Source {
+    /// Whether something at a target exists for this lease alone.
+    #[must_use]
+    pub fn has_target(&self) -> bool {
+        matches!(self, Self::Account { .. })
+    }
 }
 
 /// One credential issued to one workload. A lease that ended is not in the store: the audit record has
@@ -97,8 +126,10 @@ pub struct Lease {
     pub id: LeaseId,
     /// Whose.
     pub workload: WorkloadKey,
-    /// Which credential. There is at most one lease for (workload, credential).
+    /// Which credential. There is at most one planned or active lease for (workload, credential).
     pub credential: CredentialName,
+    /// What made it.
+    pub engine: EngineKind,
     /// The node that attested the workload.
     pub node: String,
     /// What people call the workload.
@@ -109,6 +140,14 @@ pub struct Lease {
     pub issued_at: u64,
     /// Milliseconds since the Unix epoch.
     pub expires_at: u64,
+    /// When it is to be looked at next: milliseconds since the Unix epoch.
+    pub due_at: u64,
+    /// Why it must end; empty while it need not.
+    pub reason: String,
+    /// How often its engine failed to end it.
+    pub attempts: u64,
+    /// Why, the last time; empty if it never did.
+    pub problem: String,
     /// What it gives.
     pub source: Source,
 }
@@ -136,9 +175,10 @@ pub struct Configuration {
 pub enum Op {
     /// Adds a version of a value. Conflict unless it is the current version + 1 (1 for a new path).
     KvPut(KvRow),
-    /// Adds a lease. Conflict if one exists for the same (workload, credential).
+    /// Adds a lease. Conflict if a planned or active one exists for the same (workload, credential).
     LeaseInsert(Lease),
-    /// Replaces state, expiry and source of the lease of this id. Not found if it has ended.
+    /// Replaces all but id, workload, credential and engine of the lease of this id. Not found if it has
+    /// ended; conflict as above.
     LeaseUpdate(Lease),
     /// Ends a lease. Not found if it has ended already.
     LeaseEnd(LeaseId),
@@ -148,8 +188,11 @@ pub enum Op {
     WorkloadRemove(WorkloadKey),
     /// Replaces the configuration. Conflict unless it is the current number + 1 (1 for the first).
     ConfigPut(Configuration),
-    /// Adds or replaces one sealed entry of the broker's own: signing keys, the authority.
-    MetaPut(&'static str, Vec<u8>),
+    /// Adds or replaces one sealed entry of the broker's own: signing keys, authorities, accounts at
+    /// targets.
+    MetaPut(String, Vec<u8>),
+    /// Removes one. It need not be there.
+    MetaRemove(String),
     /// Replaces the wrapped root keys.
     RootKeysPut(Vec<u8>),
 }
@@ -174,7 +217,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// One lease.
     fn lease(&self, id: LeaseId) -> Answer<'_, Option<Lease>>;
-    /// The lease of a workload on a credential.
+    /// The planned or active lease of a workload on a credential.
     fn lease_of(
         &self,
         workload: WorkloadKey,
@@ -184,8 +227,8 @@ pub trait Store: Send + Sync + 'static {
     fn leases_of(&self, workload: WorkloadKey) -> Answer<'_, Vec<Lease>>;
     /// Every lease on a credential.
     fn leases_on(&self, credential: CredentialName) -> Answer<'_, Vec<Lease>>;
-    /// At most `most` leases that expire at or before `until`, the earliest first.
-    fn leases_expiring(&self, until: u64, most: u32) -> Answer<'_, Vec<Lease>>;
+    /// At most `most` leases that are due at or before `until`, the earliest first.
+    fn leases_due(&self, until: u64, most: u32) -> Answer<'_, Vec<Lease>>;
     /// At most `most` leases after the id `after`, sorted by id: a page of them all.
     fn leases(&self, after: Option<LeaseId>, most: u32) -> Answer<'_, Vec<Lease>>;
     /// How many leases there are, for each credential that has any.
@@ -199,7 +242,9 @@ pub trait Store: Send + Sync + 'static {
     /// The configuration, if there is one yet.
     fn configuration(&self) -> Answer<'_, Option<Configuration>>;
     /// A sealed entry of the broker's own.
-    fn meta(&self, key: &'static str) -> Answer<'_, Option<Vec<u8>>>;
+    fn meta(&self, key: String) -> Answer<'_, Option<Vec<u8>>>;
+    /// The keys of all such entries that begin with `prefix`, sorted.
+    fn meta_keys(&self, prefix: String) -> Answer<'_, Vec<String>>;
 }
 
 /// One version of a value, without its content.

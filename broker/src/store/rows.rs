@@ -3,7 +3,7 @@
 use super::integrity::Integrity;
 use super::{Configuration, KvRow, KvSummary, Lease, LeaseState, Source, StoreError, Workload};
 use crate::seal::Canon;
-use mayfly_wire::{FieldName, LeaseId, WorkloadKey};
+use mayfly_wire::{EngineKind, FieldName, LeaseId, WorkloadKey};
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, Params, Row};
 use std::fmt::Display;
@@ -82,81 +82,156 @@ impl Record for KvRow {
 
 impl Record for Lease {
     const TABLE: &'static str = "leases";
-    const COLUMNS: &'static str = "id, workload, credential, node, name, state, issued_at, \
-                                   expires_at, kv_path, kv_version, sealed, mac";
+    const COLUMNS: &'static str = "id, workload, credential, engine, node, name, state, issued_at, \
+                                   expires_at, due_at, reason, attempts, problem, source, place, \
+                                   account, version, sealed, mac";
 
     fn read(row: &Row<'_>) -> Result<Self, StoreError> {
-        let state = match number(row, 5)? {
-            0 => LeaseState::Pending,
+        let engine: String = column(row, 3)?;
+        let state = match number(row, 6)? {
+            0 => LeaseState::Planned,
             1 => LeaseState::Active,
+            2 => LeaseState::Retiring,
+            3 => LeaseState::Revoking,
             other => return Err(odd("state", other)),
         };
-        let source = match column::<Option<String>>(row, 8)? {
-            Some(_) => Source::Kv {
-                path: parsed(row, 8)?,
-                version: number(row, 9)?,
+        let source = match number(row, 13)? {
+            0 => Source::Kv {
+                path: parsed(row, 14)?,
+                version: number(row, 16)?,
             },
-            None => Source::Sealed(column(row, 10)?),
+            1 => Source::Sealed(column(row, 17)?),
+            2 => Source::Account {
+                connection: parsed(row, 14)?,
+                account: column(row, 15)?,
+                sealed: column(row, 17)?,
+            },
+            3 => Source::Shared {
+                version: number(row, 16)?,
+            },
+            other => return Err(odd("source", other)),
         };
         Ok(Self {
             id: LeaseId::from(column::<String>(row, 0)?),
             workload: workload_key(&column::<String>(row, 1)?)?,
             credential: parsed(row, 2)?,
-            node: column(row, 3)?,
-            name: column(row, 4)?,
+            engine: EngineKind::named(&engine).ok_or_else(|| odd("engine", engine))?,
+            node: column(row, 4)?,
+            name: column(row, 5)?,
             state,
-            issued_at: number(row, 6)?,
-            expires_at: number(row, 7)?,
+            issued_at: number(row, 7)?,
+            expires_at: number(row, 8)?,
+            due_at: number(row, 9)?,
+            reason: column(row, 10)?,
+            attempts: number(row, 11)?,
+            problem: column(row, 12)?,
             source,
         })
     }
 
     fn canon(&self) -> Result<Vec<u8>, StoreError> {
+        let columns = SourceColumns::of(&self.source);
         let mut canon = Canon::default();
         canon.text(Self::TABLE).text(self.id.as_str());
         canon.text(&self.workload.to_string());
-        canon.text(self.credential.as_str()).text(&self.node);
+        canon.text(self.credential.as_str());
+        canon.text(self.engine.as_str()).text(&self.node);
         canon.text(&self.name).number(state(self.state));
         canon.number(self.issued_at).number(self.expires_at);
-        match &self.source {
-            Source::Kv { path, version } => {
-                canon.number(0).text(path.as_str()).number(*version);
-            }
-            Source::Sealed(sealed) => {
-                canon.number(1).bytes(sealed);
-            }
-        }
+        canon.number(self.due_at).text(&self.reason);
+        canon.number(self.attempts).text(&self.problem);
+        canon.number(columns.tag).text(columns.place);
+        canon.text(columns.account).number(columns.version);
+        canon.bytes(columns.sealed);
         Ok(canon.0)
     }
 
     fn write(&self, connection: &Connection, mac: &[u8]) -> Result<(), StoreError> {
-        let (path, version, sealed) = match &self.source {
-            Source::Kv { path, version } => (Some(path.as_str()), Some(integer(*version)?), None),
-            Source::Sealed(sealed) => (None, None, Some(sealed)),
-        };
+        let columns = SourceColumns::of(&self.source);
         execute(
             connection,
-            "INSERT INTO leases (id, workload, credential, node, name, state, issued_at, \
-             expires_at, kv_path, kv_version, sealed, mac) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) \
-             ON CONFLICT (id) DO UPDATE SET state = excluded.state, \
-             expires_at = excluded.expires_at, kv_path = excluded.kv_path, \
-             kv_version = excluded.kv_version, sealed = excluded.sealed, mac = excluded.mac",
-            (
+            "INSERT INTO leases (id, workload, credential, engine, node, name, state, issued_at, \
+             expires_at, due_at, reason, attempts, problem, source, place, account, version, \
+             sealed, mac) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
+             ?18, ?19) \
+             ON CONFLICT (id) DO UPDATE SET node = excluded.node, name = excluded.name, \
+             state = excluded.state, issued_at = excluded.issued_at, \
+             expires_at = excluded.expires_at, due_at = excluded.due_at, \
+             reason = excluded.reason, attempts = excluded.attempts, problem = excluded.problem, \
+             source = excluded.source, place = excluded.place, account = excluded.account, \
+             version = excluded.version, sealed = excluded.sealed, mac = excluded.mac",
+            rusqlite::params![
                 self.id.as_str(),
                 self.workload.to_string(),
                 self.credential.as_str(),
+                self.engine.as_str(),
                 &self.node,
                 &self.name,
                 integer(state(self.state))?,
                 integer(self.issued_at)?,
                 integer(self.expires_at)?,
-                path,
-                version,
-                sealed,
+                integer(self.due_at)?,
+                &self.reason,
+                integer(self.attempts)?,
+                &self.problem,
+                integer(columns.tag)?,
+                columns.place,
+                columns.account,
+                integer(columns.version)?,
+                columns.sealed,
                 mac,
-            ),
+            ],
         )
+    }
+}
+
+/// A source as columns; those that it has no use for are empty.
+struct SourceColumns<'a> {
+    tag: u64,
+    place: &'a str,
+    account: &'a str,
+    version: u64,
+    sealed: &'a [u8],
+}
+
+impl<'a> SourceColumns<'a> {
+    fn of(source: &'a Source) -> Self {
+        let empty = Self {
+            tag: 0,
+            place: "",
+            account: "",
+            version: 0,
+            sealed: &[],
+        };
+        match source {
+            Source::Kv { path, version } => Self {
+                place: path.as_str(),
+                version: *version,
+                ..empty
+            },
+            Source::Sealed(sealed) => Self {
+                tag: 1,
+                sealed,
+                ..empty
+            },
+            Source::Account {
+                connection,
+                account,
+                sealed,
+            } => Self {
+                tag: 2,
+                place: connection.as_str(),
+                account,
+                sealed,
+                ..empty
+            },
+            Source::Shared { version } => Self {
+                tag: 3,
+                version: *version,
+                ..empty
+            },
+        }
     }
 }
 
@@ -285,8 +360,10 @@ fn execute(connection: &Connection, text: &str, parameters: impl Params) -> Resu
 
 fn state(state: LeaseState) -> u64 {
     match state {
-        LeaseState::Pending => 0,
+        LeaseState::Planned => 0,
         LeaseState::Active => 1,
+        LeaseState::Retiring => 2,
+        LeaseState::Revoking => 3,
     }
 }
 

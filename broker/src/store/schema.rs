@@ -48,19 +48,27 @@ CREATE TABLE leases (
     id TEXT PRIMARY KEY,
     workload TEXT NOT NULL,
     credential TEXT NOT NULL,
+    engine TEXT NOT NULL,
     node TEXT NOT NULL,
     name TEXT NOT NULL,
     state INTEGER NOT NULL,
     issued_at INTEGER NOT NULL,
     expires_at INTEGER NOT NULL,
-    kv_path TEXT,
-    kv_version INTEGER,
-    sealed BLOB,
-    mac BLOB NOT NULL,
-    UNIQUE (workload, credential)
+    due_at INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    problem TEXT NOT NULL,
+    source INTEGER NOT NULL,
+    place TEXT NOT NULL,
+    account TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    sealed BLOB NOT NULL,
+    mac BLOB NOT NULL
 ) STRICT;
+CREATE UNIQUE INDEX leases_by_holder ON leases (workload, credential) WHERE state IN (0, 1);
+CREATE INDEX leases_by_workload ON leases (workload);
 CREATE INDEX leases_by_credential ON leases (credential);
-CREATE INDEX leases_by_expiry ON leases (expires_at);
+CREATE INDEX leases_by_due ON leases (due_at);
 "];
 
 /// Brings the file to the newest version, or refuses one that is not ours.

@@ -261,14 +261,14 @@ impl Store for SqliteStore {
         credential: CredentialName,
     ) -> Answer<'_, Option<Lease>> {
         self.first(
-            "WHERE workload = ?1 AND credential = ?2",
+            "WHERE workload = ?1 AND credential = ?2 AND state IN (0, 1)",
             (workload.to_string(), String::from(credential)),
         )
     }
 
     fn leases_of(&self, workload: WorkloadKey) -> Answer<'_, Vec<Lease>> {
         self.look(
-            "WHERE workload = ?1 ORDER BY credential",
+            "WHERE workload = ?1 ORDER BY credential, id",
             (workload.to_string(),),
         )
     }
@@ -277,12 +277,9 @@ impl Store for SqliteStore {
         self.some("WHERE credential = ?1", (String::from(credential),))
     }
 
-    fn leases_expiring(&self, until: u64, most: u32) -> Answer<'_, Vec<Lease>> {
+    fn leases_due(&self, until: u64, most: u32) -> Answer<'_, Vec<Lease>> {
         let until = i64::try_from(until).unwrap_or(i64::MAX);
-        self.some(
-            "WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2",
-            (until, most),
-        )
+        self.some("WHERE due_at <= ?1 ORDER BY due_at LIMIT ?2", (until, most))
     }
 
     fn leases(&self, after: Option<LeaseId>, most: u32) -> Answer<'_, Vec<Lease>> {
@@ -324,9 +321,17 @@ impl Store for SqliteStore {
         self.first("", ())
     }
 
-    fn meta(&self, key: &'static str) -> Answer<'_, Option<Vec<u8>>> {
+    fn meta(&self, key: String) -> Answer<'_, Option<Vec<u8>>> {
         let entry = self.first::<Meta>("WHERE key = ?1", (key,));
         Box::pin(async { Ok(entry.await?.map(|meta| meta.value)) })
+    }
+
+    fn meta_keys(&self, prefix: String) -> Answer<'_, Vec<String>> {
+        let entries = self.some::<Meta>(
+            "WHERE substr(key, 1, length(?1)) = ?1 ORDER BY key",
+            (prefix,),
+        );
+        Box::pin(async { Ok(entries.await?.into_iter().map(|meta| meta.key).collect()) })
     }
 }
 

@@ -126,7 +126,7 @@ async fn edits_are_found() {
     let source = vec![
         Op::LeaseInsert(lease(1, 1, "a")),
         Op::LeaseInsert(lease(2, 2, "a")),
-        Op::MetaPut("m", b"m".to_vec()),
+        Op::MetaPut("m".into(), b"m".to_vec()),
     ];
     store.commit(source).await.unwrap();
     let old_row = lease(1, 1, "a");
@@ -142,7 +142,7 @@ async fn edits_are_found() {
     for edit in [
         "UPDATE leases SET expires_at = 4102444800000 WHERE credential = 'a'".to_owned(),
         "UPDATE leases SET workload = replace(workload, '/2/', '/3/')".to_owned(),
-        "UPDATE leases SET kv_path = 'payroll/db'".to_owned(),
+        "UPDATE leases SET place = 'payroll/db'".to_owned(),
         "UPDATE leases SET state = 7".to_owned(),
         "DELETE FROM leases WHERE workload LIKE '%/2/%'".to_owned(),
         "DELETE FROM meta".to_owned(),

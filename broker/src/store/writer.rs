@@ -2,7 +2,7 @@
 
 use super::integrity::{Integrity, Sum};
 use super::rows::{Meta, Record, column, integer, number, sql};
-use super::{Configuration, KvRow, Lease, Op, StoreError, Workload};
+use super::{Configuration, KvRow, Lease, LeaseState, Op, StoreError, Workload};
 use crate::audit::HeadCell;
 use rusqlite::{Connection, OptionalExtension as _, Params, TransactionBehavior};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -151,10 +151,22 @@ impl Applying<'_> {
                 .map_err(sql),
             Op::MetaPut(key, value) => {
                 let meta = Meta {
-                    key: (*key).to_owned(),
+                    key: key.clone(),
                     value: value.clone(),
                 };
                 self.replace("SELECT mac FROM meta WHERE key = ?1", key, &meta)
+            }
+            Op::MetaRemove(key) => {
+                let removed = self.remove(
+                    "SELECT mac FROM meta WHERE key = ?1",
+                    "DELETE FROM meta WHERE key = ?1",
+                    key,
+                    "entry",
+                );
+                match removed {
+                    Err(StoreError::NotFound(_)) => Ok(()),
+                    other => other,
+                }
             }
         }
     }
@@ -175,17 +187,7 @@ impl Applying<'_> {
     }
 
     fn lease_insert(&mut self, lease: &Lease) -> Result<(), StoreError> {
-        let found: Option<String> = self.one(
-            "SELECT id FROM leases WHERE workload = ?1 AND credential = ?2",
-            (lease.workload.to_string(), lease.credential.as_str()),
-        )?;
-        if let Some(id) = found {
-            return Err(StoreError::Conflict(format!(
-                "workload {} holds {} already, under {id}",
-                lease.workload.id(),
-                lease.credential
-            )));
-        }
+        self.only_holder(lease)?;
         if self
             .mac("SELECT mac FROM leases WHERE id = ?1", lease.id.as_str())?
             .is_some()
@@ -195,22 +197,48 @@ impl Applying<'_> {
         self.write(lease)
     }
 
+    /// Whether no other lease stands for the same workload and credential, if this one would.
+    fn only_holder(&self, lease: &Lease) -> Result<(), StoreError> {
+        if !matches!(lease.state, LeaseState::Planned | LeaseState::Active) {
+            return Ok(());
+        }
+        let found: Option<String> = self.one(
+            "SELECT id FROM leases WHERE workload = ?1 AND credential = ?2 AND state IN (0, 1) \
+             AND id <> ?3",
+            (
+                lease.workload.to_string(),
+                lease.credential.as_str(),
+                lease.id.as_str(),
+            ),
+        )?;
+        match found {
+            None => Ok(()),
+            Some(id) => Err(StoreError::Conflict(format!(
+                "workload {} holds {} already, under {id}",
+                lease.workload.id(),
+                lease.credential
+            ))),
+        }
+    }
+
     fn lease_update(&mut self, lease: &Lease) -> Result<(), StoreError> {
+        self.only_holder(lease)?;
         let text = format!("SELECT {} FROM leases WHERE id = ?1", Lease::COLUMNS);
         let mut statement = self.connection.prepare_cached(&text).map_err(sql)?;
         let mut rows = statement.query((lease.id.as_str(),)).map_err(sql)?;
         let row = rows.next().map_err(sql)?;
         let row = row.ok_or_else(|| StoreError::NotFound(lease.id.to_string()))?;
         let old = Lease::checked(row, self.integrity)?;
-        let mac: Vec<u8> = column(row, 11)?;
+        let mac: Vec<u8> = column(row, row.as_ref().column_count() - 1)?;
         drop(rows);
         drop(statement);
         self.integrity.subtract(self.sum, &mac)?;
         self.write(&Lease {
-            state: lease.state,
-            expires_at: lease.expires_at,
-            source: lease.source.clone(),
-            ..old
+            id: old.id,
+            workload: old.workload,
+            credential: old.credential,
+            engine: old.engine,
+            ..lease.clone()
         })
     }
 

@@ -289,6 +289,8 @@ pub fn kv(name: &str, path: &str, ttl_seconds: u64) -> CredentialConfig {
     CredentialConfig {
         name: name.parse().unwrap(),
         ttl_seconds,
+        max_ttl_seconds: None,
+        grace_seconds: None,
         engine,
     }
 }
@@ -303,6 +305,8 @@ pub fn jwt(name: &str, ttl_seconds: u64) -> CredentialConfig {
     CredentialConfig {
         name: name.parse().unwrap(),
         ttl_seconds,
+        max_ttl_seconds: None,
+        grace_seconds: None,
         engine,
     }
 }
@@ -323,6 +327,7 @@ pub fn desired(credentials: Vec<CredentialConfig>, policies: &[String]) -> Desir
         text: policies.concat(),
     };
     Desired {
+        connections: Vec::new(),
         credentials,
         policies: vec![file],
         hardened: false,

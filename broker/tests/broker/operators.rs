@@ -35,6 +35,7 @@ async fn what_is_wrong_is_told_whole_and_changes_nothing() {
     let dir = Dir::new();
     let world = World::open(&dir.0).await;
     let bad = Desired {
+        connections: Vec::new(),
         credentials: vec![kv("a", "a", 1), kv("a", "b", 60)],
         policies: vec![PolicyFile {
             file: "x.cedar".into(),

@@ -166,6 +166,8 @@ fn credential<'a>(
     Ok(CredentialConfig {
         name,
         ttl_seconds: span.as_secs(),
+        max_ttl_seconds: None,
+        grace_seconds: None,
         engine: config,
     })
 }

@@ -61,6 +61,8 @@ pub fn seed(place: &Place, args: &StartArgs) -> Result<String, Failure> {
         desired.credentials.push(CredentialConfig {
             name: one.name.clone(),
             ttl_seconds: TTL,
+            max_ttl_seconds: None,
+            grace_seconds: None,
             engine: EngineConfig::Kv {
                 path: path_of(&one.name)?,
             },

@@ -73,7 +73,7 @@ const EDITS: [(&str, &str); 14] = [
     ("a ciphertext cut short", "UPDATE kv SET sealed = substr(sealed, 1, length(sealed) - 1) WHERE path = 'e2e/first' AND version = 2"),
     ("a bit flipped in a MAC", "UPDATE kv SET mac = flip(mac) WHERE path = 'e2e/first' AND version = 2"),
     ("a lease that lives longer", "UPDATE leases SET expires_at = expires_at + 86400000"),
-    ("a lease for another value", "UPDATE leases SET kv_path = 'e2e/second' WHERE credential = 'first'"),
+    ("a lease for another value", "UPDATE leases SET place = 'e2e/second' WHERE credential = 'first'"),
     ("a lease removed", "DELETE FROM leases WHERE credential = 'first'"),
     ("a workload that is another", "UPDATE workloads SET evidence = replace(evidence, '\"lacking\"', '\"Lacking\"'), seen_at = seen_at + 1"),
     ("a configuration edited", "UPDATE configuration SET json = replace(json, 'e2e/first', 'e2e/second')"),
