@@ -52,6 +52,7 @@ pub fn evidence(cgroup_id: u64) -> mayfly_wire::Evidence {
                 .into(),
             compose_project: Some("shop".to_owned()),
             compose_service: Some("orders".to_owned()),
+            ..Container::default()
         }),
         companion: None,
         own_namespaces: Some(true),

@@ -101,6 +101,37 @@ pub struct Image {
     pub reference: String,
 }
 
+/// How the engine was told to run a container. A process can take capabilities off itself, and put a
+/// seccomp filter on; these it cannot change, and the container's next process begins with them.
+///
+/// Every field is `None` where the engine did not say. An unknown never satisfies a rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Whether it is privileged.
+    pub privileged: Option<bool>,
+    /// The capabilities that it was given beyond those that the engine gives to everyone, by name
+    /// without `CAP_`, lower case, sorted. A privileged container was given every one.
+    pub granted_capabilities: Option<Vec<String>>,
+    /// `default` (the engine's own), `unconfined` (none, as for a privileged container), `custom`.
+    pub seccomp: Option<String>,
+    /// `default` (the engine's own), `unconfined` (none, as for a privileged container), or the
+    /// name of a profile.
+    pub apparmor: Option<String>,
+    /// `default`, `host`, `container:…`, or another word of the engine's.
+    pub pid_mode: Option<String>,
+    /// Likewise.
+    pub ipc_mode: Option<String>,
+    /// Likewise.
+    pub user_mode: Option<String>,
+    /// Likewise.
+    pub network_mode: Option<String>,
+    /// Whether its root filesystem is read-only.
+    pub read_only_root: Option<bool>,
+    /// Paths of the host's devices that it was given, sorted. A privileged container has all of the
+    /// host's, which are not listed here.
+    pub devices: Option<Vec<String>>,
+}
+
 /// What the container engine says about a container, bound to the live processes that the kernel
 /// attested.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +150,9 @@ pub struct Container {
     pub compose_project: Option<String>,
     /// The compose service (label `com.docker.compose.service`).
     pub compose_service: Option<String>,
+    /// How the engine was told to run it.
+    #[serde(default)]
+    pub settings: Settings,
 }
 
 /// The container that a companion sidecar stands in, when it serves another one whose pid namespace

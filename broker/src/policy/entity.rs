@@ -5,7 +5,7 @@ use cedar_policy::{
     Entity, EntityAttrEvaluationError, EntityId, EntityTypeName, EntityUid, RestrictedExpression,
 };
 use mayfly_wire::admin::{CredentialConfig, EngineConfig};
-use mayfly_wire::evidence::{Companion, Container, Image};
+use mayfly_wire::evidence::{Companion, Container, Image, Settings};
 use mayfly_wire::{Evidence, Posture};
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -198,6 +198,26 @@ fn container(container: &Container) -> Option<Expression> {
         .with("image", Some(image(&container.image)?))
         .text("compose_project", container.compose_project.as_deref())
         .text("compose_service", container.compose_service.as_deref())
+        .with("settings", Some(settings(&container.settings)?))
+        .record()
+}
+
+fn settings(settings: &Settings) -> Option<Expression> {
+    let s = settings;
+    Attributes::default()
+        .bool("privileged", s.privileged)
+        .set(
+            "granted_capabilities",
+            strings(s.granted_capabilities.as_ref()),
+        )
+        .text("seccomp", s.seccomp.as_deref())
+        .text("apparmor", s.apparmor.as_deref())
+        .text("pid_mode", s.pid_mode.as_deref())
+        .text("ipc_mode", s.ipc_mode.as_deref())
+        .text("user_mode", s.user_mode.as_deref())
+        .text("network_mode", s.network_mode.as_deref())
+        .bool("read_only_root", s.read_only_root)
+        .set("devices", strings(s.devices.as_ref()))
         .record()
 }
 

@@ -1,8 +1,10 @@
 //! What the judge says of containers good, bad, unknown and hostile.
 
+mod settings;
+
 use super::{Decision, Judge};
 use mayfly_wire::admin::{CredentialConfig, Desired, EngineConfig, PolicyFile};
-use mayfly_wire::evidence::{Assurance, Companion, Container, Image};
+use mayfly_wire::evidence::{Assurance, Companion, Container, Image, Settings};
 use mayfly_wire::{Evidence, Posture, WorkloadKey};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +24,16 @@ fn posture() -> Posture {
         memory_limit: Some(64 << 20),
         pids_limit: Some(100),
         ..Posture::default()
+    }
+}
+
+/// What an engine says of a container that was started without an option.
+fn plain() -> Settings {
+    Settings {
+        privileged: Some(false),
+        granted_capabilities: Some(Vec::new()),
+        seccomp: Some("default".into()),
+        ..Settings::default()
     }
 }
 
@@ -47,6 +59,7 @@ fn evidence() -> Evidence {
             labels: BTreeMap::from([("team".into(), "shop".into())]),
             compose_project: Some("shop".into()),
             compose_service: Some("orders".into()),
+            settings: plain(),
         }),
         companion: None,
         own_namespaces: Some(true),

@@ -9,7 +9,7 @@ use mayfly_wire::admin::{
     SecretText,
 };
 use mayfly_wire::audit::{Chain, Event};
-use mayfly_wire::evidence::{Assurance, Container};
+use mayfly_wire::evidence::{Assurance, Container, Settings};
 use mayfly_wire::link::{Heartbeat, SessionRequest};
 use mayfly_wire::sealed::{Opener, PrivateKey, PublicKey, generate};
 use mayfly_wire::session::{Bundle, ClientMessage, Hello, PROTOCOL, ServerMessage};
@@ -271,6 +271,12 @@ pub fn evidence(service: &str, number: u64) -> Evidence {
             id: format!("{number:064x}"),
             name: format!("shop-{service}-{number}"),
             compose_service: Some(service.into()),
+            settings: Settings {
+                privileged: Some(false),
+                granted_capabilities: Some(Vec::new()),
+                seccomp: Some("default".into()),
+                ..Settings::default()
+            },
             ..Container::default()
         }),
         companion: None,

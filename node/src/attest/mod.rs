@@ -10,6 +10,7 @@
 //! | `facts` → `posture`, `judge`, `sockets` | gathering → judging; these are pure |
 
 mod bind;
+mod capabilities;
 mod cgroups;
 mod container;
 mod engine;

@@ -6,57 +6,10 @@ use mayfly_kernel::ns::Kind;
 use mayfly_wire::Posture;
 use mayfly_wire::posture::UNLIMITED;
 
+use super::capabilities::{self, SYS_ADMIN};
 use super::container::Container;
 use super::facts::Facts;
 use super::sockets::Exposed;
-
-/// The number of CAP_SYS_ADMIN.
-const SYS_ADMIN: u32 = 21;
-
-/// The capabilities by number, as in linux/capability.h.
-const CAPABILITIES: [&str; 41] = [
-    "chown",
-    "dac_override",
-    "dac_read_search",
-    "fowner",
-    "fsetid",
-    "kill",
-    "setgid",
-    "setuid",
-    "setpcap",
-    "linux_immutable",
-    "net_bind_service",
-    "net_broadcast",
-    "net_admin",
-    "net_raw",
-    "ipc_lock",
-    "ipc_owner",
-    "sys_module",
-    "sys_rawio",
-    "sys_chroot",
-    "sys_ptrace",
-    "sys_pacct",
-    "sys_admin",
-    "sys_boot",
-    "sys_nice",
-    "sys_resource",
-    "sys_time",
-    "sys_tty_config",
-    "mknod",
-    "lease",
-    "audit_write",
-    "audit_control",
-    "setfcap",
-    "mac_override",
-    "mac_admin",
-    "syslog",
-    "wake_alarm",
-    "block_suspend",
-    "audit_read",
-    "perfmon",
-    "bpf",
-    "checkpoint_restore",
-];
 
 /// What a process's container was like when it was first seen, as far as posture depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,9 +81,9 @@ pub(crate) fn posture(
         host_mount_namespace: in_host(Kind::Mount),
         host_uts_namespace: in_host(Kind::Uts),
         host_cgroup_namespace: in_host(Kind::Cgroup),
-        effective_capabilities: status.hexadecimal("CapEff:").map(capabilities),
-        permitted_capabilities: status.hexadecimal("CapPrm:").map(capabilities),
-        bounding_capabilities: bounding.map(capabilities),
+        effective_capabilities: status.hexadecimal("CapEff:").map(capabilities::names),
+        permitted_capabilities: status.hexadecimal("CapPrm:").map(capabilities::names),
+        bounding_capabilities: bounding.map(capabilities::names),
         no_new_privs: status.number("NoNewPrivs:").map(|value| value != 0),
         seccomp_mode: status
             .number("Seccomp:")
@@ -177,20 +130,6 @@ fn with_mounts(found: Posture, mounts: &[Mount<'_>], sockets: &[Exposed]) -> Pos
         engine_sockets: Some(exposed),
         ..found
     }
-}
-
-/// The names of the capabilities in a set, sorted. One that is newer than this program is told by its
-/// number.
-fn capabilities(set: u64) -> Vec<String> {
-    let held = (0..64_usize).filter(|number| set >> number & 1 == 1);
-    let mut names: Vec<String> = held
-        .map(|number| match CAPABILITIES.get(number) {
-            Some(name) => (*name).to_owned(),
-            None => format!("cap_{number}"),
-        })
-        .collect();
-    names.sort();
-    names
 }
 
 /// A label is one line, or ends with a zero.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::harness::{Cgroup, NAMESPACES, Node, Told, container, id_of, unique};
+use mayfly_wire::evidence::Settings;
 use mayfly_wire::{Assurance, Code, Evidence};
 
 const ID: &str = "4f1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c";
@@ -105,7 +106,8 @@ fn inspected(id: &str, pid: u32, started: &str) -> String {
         r#"{{"Id":"{id}","Name":"/orders","Image":"{DIGEST}",
         "State":{{"Pid":{pid},"StartedAt":"{started}"}},
         "Config":{{"Image":"shop/orders:latest","Labels":{{"com.docker.compose.project":"shop",
-        "com.docker.compose.service":"orders"}}}}}}"#
+        "com.docker.compose.service":"orders"}}}},
+        "HostConfig":{{"Privileged":false,"CapAdd":["SYS_PTRACE"],"CapDrop":null}}}}"#
     )
 }
 
@@ -152,6 +154,14 @@ fn metadata_is_bound_and_asked_for_once() {
         ["shop/orders@sha256:bb"]
     );
     assert_eq!(found.compose_service.as_deref(), Some("orders"));
+    assert_eq!(
+        found.settings,
+        Settings {
+            privileged: Some(false),
+            granted_capabilities: Some(vec!["sys_ptrace".to_owned()]),
+            ..Settings::default()
+        }
+    );
     assert_eq!(evidence.display_name(), "orders");
     let asked = engine.asked();
     // From now on it lies, and nobody asks.
@@ -241,7 +251,7 @@ fn an_engine_that_lies_or_raves_is_not_believed() {
 
 #[test]
 fn a_container_that_changes_meanwhile_is_not_bound() {
-    for later in ["pid", "start", "image"] {
+    for later in ["pid", "start", "image", "settings"] {
         let (_cgroup, mut told, pid) = named(ID);
         let mut count = 0;
         let mut usual = honest(ID, pid, LATER);
@@ -253,6 +263,7 @@ fn a_container_that_changes_meanwhile_is_not_bound() {
                 (false, _) => answer,
                 (true, "pid") => answer.replace(&format!("\"Pid\":{pid}"), "\"Pid\":0"),
                 (true, "start") => answer.replace("2999", "3000"),
+                (true, "settings") => answer.replace("\"Privileged\":false", "\"Privileged\":true"),
                 (true, _) => answer.replace("sha256:aa", "sha256:ab"),
             })
         });

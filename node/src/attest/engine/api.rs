@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use mayfly_wire::evidence;
 use serde::Deserialize;
 
+use super::settings::HostConfig;
+
 /// Most labels of one container, and most bytes of one. Of a container with more none is taken: an image
 /// must not push out what its operator said.
 const MOST_LABELS: usize = 256;
@@ -24,6 +26,8 @@ pub(crate) struct Inspected {
     pub state: State,
     #[serde(default)]
     config: Config,
+    #[serde(default)]
+    host_config: Option<HostConfig>,
 }
 
 /// A container's state.
@@ -112,6 +116,7 @@ impl Inspected {
             labels.clear();
         }
         labels.retain(|name, value| short(name) && short(value));
+        let settings = self.host_config.map(HostConfig::into_evidence);
         evidence::Container {
             engine: engine.to_owned(),
             id: self.id,
@@ -124,6 +129,7 @@ impl Inspected {
             compose_project: labels.get("com.docker.compose.project").cloned(),
             compose_service: labels.get("com.docker.compose.service").cloned(),
             labels,
+            settings: settings.unwrap_or_default(),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod api;
 mod http;
+mod settings;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
