@@ -1,6 +1,7 @@
 //! A container engine of our own.
 
 use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -17,7 +18,8 @@ use super::realm::Realm;
 use super::wait::{output, random_text, wait_until};
 
 /// A `dockerd` with everything of its own: data, sockets, cgroup parent. It has no bridge network:
-/// run containers with `--network none` or `--network host`.
+/// run containers with `--network none` or `--network host`. With `--runtime=trimmed`, containers get
+/// the capabilities of those that they are to have that this machine has: see `runtime.sh`.
 #[derive(Debug)]
 pub struct Docker {
     realm: &'static Realm,
@@ -62,6 +64,9 @@ impl Docker {
         for name in ["", "client"] {
             std::fs::create_dir(dir.join(name)).context("making the engine's directory")?;
         }
+        let runtime = dir.join("runtime");
+        std::fs::write(&runtime, include_str!("runtime.sh"))?;
+        std::fs::set_permissions(&runtime, PermissionsExt::from_mode(0o755))?;
         let mut command = realm.command("bash");
         command.args(["-c", include_str!("dockerd.sh"), "dockerd"]);
         command.arg(&dir).arg(format!("mayfly-docker-{id}"));

@@ -36,7 +36,7 @@ trap cleanup TERM
 
 # No bridge and no packet filter: the suites need no network between containers, and the machine's
 # own settings stay as they are.
-dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid" \
+dockerd --add-runtime trimmed="$dir/runtime" --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid" \
     --host "unix://$dir/docker.sock" --group root --cgroup-parent "/$parent" \
     --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
     --shutdown-timeout 2 &

@@ -11,16 +11,21 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use mayfly_kernel::{caps, seccomp};
 use mayfly_wire::session::NONCE_HEADER;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_no_new_privs;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, sendmsg};
+use nix::unistd::{setresgid, setresuid};
 
 use super::container::Container;
 use super::wait::{random_text, wait_until};
 
 /// How long the inside waits for any answer.
 const SOON: Duration = Duration::from_secs(10);
+/// The user and the group of someone without power.
+const ORDINARY: u32 = 1000;
 
 /// What the process inside holds.
 #[derive(Default)]
@@ -85,6 +90,7 @@ impl Inside {
                     .with_context(|| format!("unshare {kind}"))?;
                 }
             }
+            ["harden"] => harden()?,
             // The kernel makes each mount namespace with the number of one that has just gone.
             ["recycle", count] => return self.recycle(count.parse()?),
             ["mkdir", path] => fs::create_dir(path).with_context(|| format!("making {path}"))?,
@@ -183,6 +189,16 @@ impl Inside {
         }
         Ok("not forged".to_string())
     }
+}
+
+/// Gives up all that the kernel shows of a process's power.
+fn harden() -> Result<()> {
+    caps::drop_bounding()?;
+    setresgid(ORDINARY.into(), ORDINARY.into(), ORDINARY.into())?;
+    setresuid(ORDINARY.into(), ORDINARY.into(), ORDINARY.into())?;
+    caps::drop_all()?;
+    set_no_new_privs()?;
+    Ok(seccomp::refuse_keyrings()?)
 }
 
 /// Reads one answer: its status, the nonce that it demands, its body. `None` if the connection ended.
