@@ -83,7 +83,9 @@ fn nobody_becomes_another_on_pure_v2() -> Result<()> {
 #[test]
 fn weak_containers_get_nothing() -> Result<()> {
     for docker in Docker::both()? {
-        weak::all(&World::new(docker)?)?;
+        let world = World::new(docker)?;
+        weak::all(&world)?;
+        weak::given_up(&world)?;
     }
     Ok(())
 }

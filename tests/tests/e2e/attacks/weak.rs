@@ -1,8 +1,12 @@
 //! Containers with more power than the baseline allows.
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
 use super::world::World;
+
+/// A privileged container, as far as this machine can make one.
+const PRIVILEGED: [&str; 3] = ["--privileged", "--runtime=trimmed", "--user=0:0"];
 
 /// One kind of container.
 struct Weak<'a> {
@@ -21,10 +25,9 @@ pub fn all(world: &World) -> Result<()> {
         format!("--volume={socket}:/tmp/innocent"),
         format!("--volume={dir}:/innocent"),
     );
-    let privileged = privileged()?;
     let kinds = [
         Weak {
-            options: privileged.iter().map(String::as_str).collect(),
+            options: PRIVILEGED.to_vec(),
             rules: &[
                 "baseline-privileged",
                 "baseline-sys-admin",
@@ -102,69 +105,85 @@ fn one(world: &World, kind: &Weak<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The options of a privileged container. A machine that withholds a capability from its root cannot
-/// run one: there, it is made of all that the machine has, and of the host's devices.
-fn privileged() -> Result<Vec<String>> {
-    // Those that every engine knows.
-    const CAPABILITIES: [&str; 38] = [
-        "CHOWN",
-        "DAC_OVERRIDE",
-        "DAC_READ_SEARCH",
-        "FOWNER",
-        "FSETID",
-        "KILL",
-        "SETGID",
-        "SETUID",
-        "SETPCAP",
-        "LINUX_IMMUTABLE",
-        "NET_BIND_SERVICE",
-        "NET_BROADCAST",
-        "NET_ADMIN",
-        "NET_RAW",
-        "IPC_LOCK",
-        "IPC_OWNER",
-        "SYS_MODULE",
-        "SYS_RAWIO",
-        "SYS_CHROOT",
-        "SYS_PTRACE",
-        "SYS_PACCT",
-        "SYS_ADMIN",
-        "SYS_BOOT",
-        "SYS_NICE",
-        "SYS_RESOURCE",
-        "SYS_TIME",
-        "SYS_TTY_CONFIG",
-        "MKNOD",
-        "LEASE",
-        "AUDIT_WRITE",
-        "AUDIT_CONTROL",
-        "SETFCAP",
-        "MAC_OVERRIDE",
-        "MAC_ADMIN",
-        "SYSLOG",
-        "WAKE_ALARM",
-        "BLOCK_SUSPEND",
-        "AUDIT_READ",
+/// Containers whose first process gives up all that the kernel shows of its power, and then asks. The
+/// next one, of `docker exec`, has it all again: what the engine granted counts.
+pub fn given_up(world: &World) -> Result<()> {
+    let every = ["--cap-add=ALL", "--runtime=trimmed", "--user=0:0"];
+    let kinds = [
+        Weak {
+            options: PRIVILEGED.to_vec(),
+            rules: &[
+                "baseline-privileged",
+                "baseline-seccomp",
+                "baseline-sys-admin",
+                "baseline-sys-ptrace",
+            ],
+        },
+        Weak {
+            options: every.to_vec(),
+            rules: &[
+                "baseline-privileged",
+                "baseline-sys-admin",
+                "baseline-sys-ptrace",
+            ],
+        },
+        Weak {
+            options: vec!["--cap-add=SYS_ADMIN", "--user=0:0"],
+            rules: &["baseline-sys-admin"],
+        },
+        Weak {
+            options: vec!["--cap-add=SYS_PTRACE", "--user=0:0"],
+            rules: &["baseline-sys-ptrace"],
+        },
+        Weak {
+            options: vec![
+                "--security-opt=seccomp=unconfined",
+                "--cap-add=SETPCAP",
+                "--user=0:0",
+            ],
+            rules: &["baseline-seccomp"],
+        },
     ];
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
-    let bounding = u64::from_str_radix(bounding.context("no CapBnd")?.trim(), 16)?;
-    let has = |number: usize| bounding >> number & 1 == 1;
-    let mut options = vec!["--user=0:0".to_string()];
-    if (0..CAPABILITIES.len()).all(has) {
-        options.push("--privileged".to_string());
-        return Ok(options);
+    for kind in kinds {
+        one_given_up(world, &kind).with_context(|| format!("{:?}, given up", kind.options))?;
     }
-    let held = CAPABILITIES
-        .iter()
-        .enumerate()
-        .filter(|(number, _)| has(*number));
-    options.extend(held.map(|(_, name)| format!("--cap-add={name}")));
-    let more = [
-        "--security-opt=seccomp=unconfined",
-        "--security-opt=apparmor=unconfined",
-        "--volume=/dev:/dev",
-    ];
-    options.extend(more.map(str::to_string));
-    Ok(options)
+    Ok(())
+}
+
+fn one_given_up(world: &World, kind: &Weak<'_>) -> Result<()> {
+    let mark = world.mark()?;
+    let (mut agent, name) = world.first_process(&kind.options)?;
+    agent.tell("harden")?;
+    for credential in ["attacker-key", "victim-key"] {
+        world.is_refused(agent.ask(credential)?)?;
+    }
+    // By these rules and no others, so that it is the engine's word that does it.
+    world.on_record(mark, "its denial", |event| {
+        event["type"] == "denied"
+            && event["who"]["name"] == name.as_str()
+            && event["policies"] == json!(kind.rules)
+    })?;
+    let all = world.broker.cli_json(&["workloads"])?;
+    let evidence = all.as_array().and_then(|all| {
+        let mut evidence = all.iter().map(|one| &one["evidence"]);
+        evidence.find(|one| one["container"]["name"] == name.as_str())
+    });
+    let init = &evidence.context("no evidence about it")?["init"];
+    ensure!(
+        init["bounding_capabilities"] == json!([]) && init["seccomp_mode"] == json!(2),
+        "the kernel still shows its power: {init}"
+    );
+    let explained = world.broker.cli(&["explain", &name, "attacker-key"])?;
+    for rule in kind.rules {
+        ensure!(
+            explained.contains(&format!("forbid by {rule}: ")),
+            "{explained}"
+        );
+    }
+    // With them lifted, it gets its own: nothing else forbids it.
+    let lift = kind.rules.join(" ").replace("baseline-", "");
+    let label = format!("--label=lift={lift}");
+    let (mut agent, _) = world.first_process(&[&kind.options[..], &[&label]].concat())?;
+    agent.tell("harden")?;
+    world.gets_its_own_at_most(&mut agent)
 }
