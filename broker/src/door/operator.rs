@@ -3,6 +3,7 @@
 
 use super::{Door, store_failed};
 use crate::engine::EngineError;
+use crate::engine::kv::nothing_at;
 use crate::policy::entity;
 use cedar_policy::Entity;
 use mayfly_wire::admin::{KvEntry, KvPut, KvValue, KvVersion, SecretText};
@@ -179,13 +180,24 @@ impl Door {
         path: &KvPath,
         version: Option<u64>,
     ) -> Result<KvValue, Refusal> {
-        let read = self.engines.kv.get(path, version).await;
+        let on = entity::kv_path(path.as_str()).map_err(super::inside)?;
+        // Policy is asked before anything is looked up, and the record names what is then opened.
+        let version = match (version, self.may(operator, "kv_get", on.clone())) {
+            (None, Ok(())) => {
+                let current = self.store.kv(path.clone(), None).await;
+                current.map_err(store_failed)?.map(|row| row.version)
+            }
+            (version, _) => version,
+        };
         let act = Act {
-            version: read.as_ref().map_or(version, |read| Some(read.version)),
+            version,
             ..Act::on("kv_get", "kv.get", path)
         };
-        let on = entity::kv_path(path.as_str()).map_err(super::inside)?;
         self.allow(operator, act, on).await?;
+        let read = match version {
+            Some(version) => self.engines.kv.get(path, Some(version)).await,
+            None => Err(nothing_at(path, None)),
+        };
         let read = read.map_err(engine_failed)?;
         let fields = read.fields.iter();
         Ok(KvValue {

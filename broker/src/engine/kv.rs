@@ -277,7 +277,8 @@ fn version_of(row: KvSummary) -> KvVersion {
     }
 }
 
-fn nothing_at(path: &KvPath, version: Option<u64>) -> EngineError {
+/// What is said of a path without a value, or without that version of one.
+pub fn nothing_at(path: &KvPath, version: Option<u64>) -> EngineError {
     EngineError::NotFound(match version {
         Some(version) => format!("{path} has no value in version {version}"),
         None => format!("{path} has no value; put one with `mayfly kv put {path}`"),

@@ -102,6 +102,24 @@ async fn operators_are_held_to_policy_and_on_record() {
         world.records().iter().filter(|event| denied(event)).count(),
         2
     );
+    // Nothing was looked up for the one who may not: not even which version it would have been.
+    let blind = |event: &Event| {
+        matches!(event, Event::Operator { action, allowed: false, version: None, .. }
+            if action == "kv.get")
+    };
+    assert_eq!(world.records().iter().filter(|e| blind(e)).count(), 1);
+    world.put("web/key", "open").await;
+    let web = "web/key".parse().unwrap();
+    let read = world.broker.door.kv_get(&ROOT, &web, None).await.unwrap();
+    assert_eq!(read.version, 1);
+    let seen = |event: &Event| {
+        matches!(event, Event::Operator { action, allowed: true, version: Some(1), .. }
+            if action == "kv.get")
+    };
+    assert_eq!(world.records().iter().filter(|e| seen(e)).count(), 1);
+    let nothing = "nothing".parse().unwrap();
+    let missing = world.broker.door.kv_get(&ROOT, &nothing, None).await;
+    assert_eq!(code(missing), Code::NotFound);
     let put = |event: &Event| {
         matches!(event, Event::Operator { action, version: Some(1), value_hmac: Some(_), .. }
             if action == "kv.put")
