@@ -58,6 +58,11 @@ pub struct Limits {
     pub connections: usize,
     /// Most connections at once of one container.
     pub connections_per_container: usize,
+    /// Most requests and new sessions of one container in a second, as long as it asks all the time.
+    /// Each one that is granted is an audit record. Beyond, it is answered 429 with `Retry-After`.
+    pub requests_per_second_per_container: u32,
+    /// How many of them it may make at once after a rest.
+    pub request_burst_per_container: u32,
     /// Most requests on one connection.
     pub requests_per_connection: usize,
     /// How long the header of a request may take, in seconds.
@@ -79,6 +84,8 @@ impl Default for Limits {
         Self {
             connections: 4096,
             connections_per_container: 64,
+            requests_per_second_per_container: 20,
+            request_burst_per_container: 100,
             requests_per_connection: 100,
             header_seconds: 5,
             body_seconds: 5,
@@ -149,6 +156,16 @@ impl Limits {
             (
                 "node.limits.connections_per_container",
                 self.connections_per_container as u64,
+                most,
+            ),
+            (
+                "node.limits.requests_per_second_per_container",
+                self.requests_per_second_per_container.into(),
+                most,
+            ),
+            (
+                "node.limits.request_burst_per_container",
+                self.request_burst_per_container.into(),
                 most,
             ),
             (

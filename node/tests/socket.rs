@@ -9,8 +9,8 @@
 
 mod support;
 
-use mayfly_wire::link::Watched;
-use mayfly_wire::{Assurance, Facility};
+use mayfly_wire::link::{NodeEvent, Watched};
+use mayfly_wire::{Assurance, Facility, PublishFault};
 use std::time::Duration;
 use support::container::Container;
 use support::{Node, until};
@@ -101,6 +101,83 @@ async fn a_broker_that_refuses_is_passed_on() {
     let url = "http://localhost/v1/credentials/orders-db";
     let client = Container::run(&["curl", "-sS", "--unix-socket", node.path(), url]);
     client.says(r#"{"code":"sealed""#).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loop_in_one_container_is_held_to_its_pace() {
+    let node = Node::start(|config| {
+        config.limits.requests_per_second_per_container = 2;
+        config.limits.request_burst_per_container = 10;
+    })
+    .await;
+    let url = "http://localhost/v1/credentials/orders-db";
+    let ask = format!(
+        "curl -sS -o /dev/null -w '%{{http_code}} %header{{retry-after}}\n' --unix-socket {} {url}",
+        node.path()
+    );
+    // Each from a pid namespace of its own, which must not give it a pace of its own.
+    let nested = format!("unshare --pid --fork {ask}");
+    let script = format!("for i in $(seq 40); do {ask}; {nested}; done; echo done; sleep 60");
+    let start = std::time::Instant::now();
+    let looping = Container::run(&["bash", "-c", &script]);
+    looping.says("429 1").await;
+    let other = Container::run(&["bash", "-c", &ask]);
+    other.says("200").await;
+    looping.says("done").await;
+    let rate = start.elapsed().as_secs_f64() * 2.0;
+    let output = looping.output();
+    let count = |code: &str| output.lines().filter(|line| line.starts_with(code)).count();
+    let (served, refused) = (count("200"), count("429"));
+    assert_eq!(served + refused, 80, "{output}");
+    assert!(
+        (10..=12 + rate as usize).contains(&served),
+        "{served} in {rate}"
+    );
+    // What reaches the broker, and so its records, is what was served, and a record or two of the rest.
+    assert_eq!(node.broker.sessions.lock().unwrap().len(), served + 1);
+    let noted = until("all refusals on record", || {
+        let noted = node.broker.refusals("too_many_requests");
+        let count: u64 = noted.iter().map(|refusal| refusal.count).sum();
+        (count == refused as u64).then_some(noted)
+    })
+    .await;
+    let most = 2 + start.elapsed().as_secs() as usize;
+    assert!((1..=most).contains(&noted.len()), "{noted:?}");
+    let workload = node.broker.sessions.lock().unwrap()[0]
+        .evidence
+        .workload
+        .clone();
+    assert_eq!(noted[0].workload.as_ref(), Some(&workload));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_that_cannot_publish_is_heard() {
+    let node = Node::start(|_| {}).await;
+    let url = "http://localhost/v1/publish-failures";
+    let post = |body: &str| {
+        let curl = ["curl", "-sS", "--unix-socket", node.path(), url, "-d", body];
+        Container::run(&[&curl[..], &["-w", "\n%{http_code}\n"]].concat())
+    };
+    let failed = r#"{"generation":2,"code":"symlink","detail":"a symlink\u001b[2J\nadvice"}"#;
+    post(failed).says("204").await;
+    let (_, event) = node.broker.events.lock().unwrap().last().cloned().unwrap();
+    let NodeEvent::PublishFailed(report) = event else {
+        unreachable!("expected a report, found {event:?}")
+    };
+    assert_eq!(report.failure.code, PublishFault::Symlink);
+    assert_eq!(report.failure.detail.as_str(), "a symlink?[2J");
+    assert_eq!(report.evidence.assurance, Assurance::Kernel);
+    *node.broker.fail_events.lock().unwrap() = 1;
+    post(failed).says("503").await;
+    post("{}").says("400").await;
+    let long = format!(
+        r#"{{"generation":2,"code":"io","detail":"{}"}}"#,
+        "x".repeat(5000)
+    );
+    post(&long).says("413").await;
+    let get = Container::run(&["curl", "-sSI", "--unix-socket", node.path(), url]);
+    get.says("HTTP/1.1 405").await;
+    assert_eq!(node.broker.events.lock().unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! How the process ends, and what it tells whoever started it.
 
 use crate::session::Failure;
+use mayfly_wire::PublishFault;
 use std::process::ExitCode;
 
 /// Why it ends. The numbers are those of sysexits(3).
@@ -29,8 +30,13 @@ pub enum Ending {
     #[error("{0}")]
     Denied(String),
     /// The directory will not do.
-    #[error("{0}")]
-    Unfit(String),
+    #[error("{why}")]
+    Unfit {
+        /// In a word that does not change.
+        fault: PublishFault,
+        /// What was found and what to do.
+        why: String,
+    },
 }
 
 impl Ending {
@@ -45,7 +51,7 @@ impl Ending {
             Self::Files(_) => 74,
             Self::NotUnderstood(_) => 76,
             Self::Denied(_) => 77,
-            Self::Unfit(_) => 78,
+            Self::Unfit { .. } => 78,
         }
     }
 }

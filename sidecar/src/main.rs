@@ -13,8 +13,8 @@ use std::process::ExitCode;
 static HEAP: Zeroing = Zeroing::new();
 
 fn main() -> ExitCode {
-    let (ending, log) = match options::parse(std::env::args_os().skip(1)) {
-        Ok(Command::Run(options)) => (start(&options), Log(options.log)),
+    let options = match options::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Run(options)) => options,
         Ok(Command::Say(text)) => {
             let said = std::io::stdout().write_all(text.as_bytes());
             return ExitCode::from(u8::from(said.is_err()));
@@ -24,16 +24,20 @@ fn main() -> ExitCode {
             return ExitCode::from(64);
         }
     };
+    let (ending, log) = (start(&options), Log(options.log));
     match ending {
         Ending::Done => log.event(Level::Info, "ended", &[]),
         // For a person, with lines to copy.
-        ref unfit @ Ending::Unfit(_) if log.0 == Format::Text => {
+        ref unfit @ Ending::Unfit { .. } if log.0 == Format::Text => {
             let _ = writeln!(std::io::stderr(), "error: {unfit}");
         }
         ref other => {
             let fields = [("why", other.to_string().into())];
             log.event(Level::Error, "ended", &fields);
         }
+    }
+    if let Ending::Unfit { fault, why } = &ending {
+        run::report::before_any_session(&options, log, *fault, why);
     }
     ExitCode::from(ending)
 }

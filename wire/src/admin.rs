@@ -25,6 +25,7 @@
 use crate::connection::ConnectionConfig;
 use crate::evidence::Evidence;
 use crate::name::{CredentialName, FieldName, KvPath};
+use crate::publish::PublishFailure;
 use crate::workload::{LeaseId, WorkloadKey};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -284,6 +285,9 @@ pub struct WorkloadInfo {
     pub leases: u64,
     /// The generation that its sidecar acknowledged last, in its present session.
     pub acknowledged: Option<u64>,
+    /// What its sidecar reported last, if it has published nothing since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish_failure: Option<PublishFailure>,
 }
 
 /// Why a workload gets a credential, or does not.

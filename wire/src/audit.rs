@@ -7,6 +7,7 @@
 
 use crate::link::NodeRefusal;
 use crate::name::{CredentialName, KvPath};
+use crate::publish::PublishFailure;
 use crate::workload::{LeaseId, WorkloadKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -113,6 +114,13 @@ pub enum Event {
         workload: WorkloadKey,
         /// The bundle's generation.
         generation: u64,
+    },
+    /// A sidecar says that it cannot publish, which can be the mark of an attack.
+    PublishFailed {
+        /// Whose.
+        who: Who,
+        /// What it says.
+        failure: PublishFailure,
     },
     /// A node refused someone before policy was asked.
     NodeRefused {

@@ -10,6 +10,7 @@
 //! - `POST /v1/node/event`: [`NodeEvent`] → empty. Answered once it is on disk.
 
 use crate::evidence::Evidence;
+use crate::publish::PublishFailure;
 use crate::session::Hello;
 use crate::workload::WorkloadKey;
 use serde::{Deserialize, Serialize};
@@ -77,6 +78,17 @@ pub enum NodeEvent {
     },
     /// The node refused someone, before policy was asked.
     Refused(Box<NodeRefusal>),
+    /// A workload reports that its sidecar cannot publish.
+    PublishFailed(Box<Unpublished>),
+}
+
+/// A workload's report that its sidecar cannot publish.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpublished {
+    /// Who reports it, by what the node established.
+    pub evidence: Evidence,
+    /// What it reports. Nobody but the workload vouches for it.
+    pub failure: PublishFailure,
 }
 
 /// What the node knows about someone it refused.

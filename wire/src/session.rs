@@ -13,6 +13,9 @@
 //! - `GET /v1/credentials/NAME` answers with `{"name", "lease", "expires_at", "fields": {NAME:
 //!   base64}}`; `GET /v1/credentials/NAME/FIELD` with that field's bytes alone. These are the only
 //!   answers in the clear.
+//! - `POST /v1/publish-failures` with a [`PublishFailure`](crate::PublishFailure) as its body: nothing
+//!   could be published. It needs no session, because the directory is looked at before one is opened.
+//!   The answer is `204` once it is on record.
 //!
 //! A refusal is a [`Refusal`](crate::Refusal) in JSON with its code's HTTP status.
 
@@ -31,6 +34,8 @@ pub const SESSION_PATH: &str = "/v1/session";
 pub const CREDENTIALS_PATH: &str = "/v1/credentials";
 /// Path of the question "who am I".
 pub const WHOAMI_PATH: &str = "/v1/whoami";
+/// Path of the report that nothing could be published.
+pub const PUBLISH_FAILURES_PATH: &str = "/v1/publish-failures";
 /// The protocol named in `Upgrade`.
 pub const UPGRADE: &str = "mayfly-session";
 /// Header that carries the nonce of a kernel without SO_PEERPIDFD, both ways.

@@ -200,15 +200,17 @@ async fn status(admin: &Admin, operator: &Operator) -> Result<Status> {
 
 async fn workloads(admin: &Admin, operator: &Operator) -> Result<Vec<WorkloadInfo>> {
     let known = admin.door.workloads(operator).await?.into_iter();
-    let infos = known.map(|(evidence, leases)| {
+    let infos = known.map(|known| {
+        let evidence = known.evidence;
         let (sessions, acknowledged) = admin.hub.of(&evidence.workload);
         WorkloadInfo {
             id: evidence.workload.id(),
             name: evidence.display_name(),
             evidence: (*evidence).clone(),
             sessions,
-            leases,
+            leases: known.leases,
             acknowledged,
+            publish_failure: known.failure,
         }
     });
     Ok(infos.collect())

@@ -15,6 +15,7 @@ impl Door {
     pub async fn died(&self, workload: &WorkloadKey) -> Result<bool, Refusal> {
         lock(&self.dead).add(workload.clone());
         lock(&self.refused).remove(workload);
+        lock(&self.unpublished).remove(workload);
         let _turn = self.locks.turn(workload).await;
         let leases = self
             .store

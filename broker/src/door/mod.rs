@@ -10,6 +10,7 @@ mod known;
 mod operator;
 mod plan;
 mod renew;
+mod unpublished;
 mod views;
 
 pub use apply::Applied;
@@ -30,6 +31,7 @@ use mayfly_wire::audit::{Event, Who};
 use mayfly_wire::{Code, Evidence, LeaseId, Refusal, WorkloadKey};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::broadcast;
+use unpublished::Reports;
 
 /// What a [`Door`] is made of.
 pub struct Parts {
@@ -78,6 +80,8 @@ pub struct Door {
     dead: Mutex<Tombs>,
     /// Workloads that were refused lately, so that `mayfly explain` can say why.
     refused: Mutex<Recent>,
+    /// Workloads whose sidecars cannot publish.
+    unpublished: Mutex<Reports>,
     heard: Heard,
     /// One configuration is applied at a time.
     applying: tokio::sync::Mutex<()>,
@@ -103,6 +107,7 @@ impl Door {
             locks: Locks::default(),
             dead: Mutex::default(),
             refused: Mutex::default(),
+            unpublished: Mutex::default(),
             heard: Heard::default(),
             applying: tokio::sync::Mutex::default(),
             timer: Timer::default(),

@@ -4,7 +4,7 @@
 use super::{Door, Operator, lock, store_failed};
 use crate::store::{Lease, Source};
 use mayfly_wire::admin::{AuditReport, ExplainedPolicy, Explanation, LeaseInfo};
-use mayfly_wire::{Code, CredentialName, Evidence, LeaseId, Refusal, WorkloadKey};
+use mayfly_wire::{Code, CredentialName, Evidence, LeaseId, PublishFailure, Refusal, WorkloadKey};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::broadcast;
@@ -14,24 +14,39 @@ const PAGE: u32 = 1000;
 /// Most audit lines that one request gives.
 const MAX_LINES: usize = 100_000;
 
+/// A workload, as an operator sees it.
+pub struct Known {
+    /// Its latest evidence.
+    pub evidence: Arc<Evidence>,
+    /// How many leases it has.
+    pub leases: u64,
+    /// Why its sidecar cannot publish, if it said so and has published nothing since.
+    pub failure: Option<PublishFailure>,
+}
+
 impl Door {
-    /// Every workload that holds leases or was refused lately, and how many leases it has.
+    /// Every workload that holds leases, was refused lately or cannot publish.
     ///
     /// # Errors
     /// [`Code::Denied`], [`Code::Unavailable`].
-    pub async fn workloads(
-        &self,
-        operator: &Operator,
-    ) -> Result<Vec<(Arc<Evidence>, u64)>, Refusal> {
+    pub async fn workloads(&self, operator: &Operator) -> Result<Vec<Known>, Refusal> {
         self.allow_broker(operator, "workloads").await?;
         let mut counts: HashMap<WorkloadKey, u64> = HashMap::new();
         self.each_lease(|lease| *counts.entry(lease.workload).or_default() += 1)
             .await?;
         let known = self.known().await?.into_iter();
+        let unpublished = lock(&self.unpublished).all();
+        let failure = |key: &WorkloadKey| {
+            let mut failing = unpublished.iter();
+            failing
+                .find(|(evidence, _)| evidence.workload == *key)
+                .map(|(_, failure)| failure.clone())
+        };
         Ok(known
-            .map(|evidence| {
-                let count = counts.get(&evidence.workload).copied().unwrap_or(0);
-                (evidence, count)
+            .map(|evidence| Known {
+                leases: counts.get(&evidence.workload).copied().unwrap_or(0),
+                failure: failure(&evidence.workload),
+                evidence,
             })
             .collect())
     }
@@ -43,13 +58,14 @@ impl Door {
             .map(|workload| Arc::new(workload.evidence))
             .collect();
         let refused = lock(&self.refused).all();
-        let unknown = refused.into_iter().filter(|evidence| {
-            known
-                .iter()
-                .all(|known: &Arc<Evidence>| known.workload != evidence.workload)
-        });
-        let unknown: Vec<_> = unknown.collect();
-        known.extend(unknown);
+        let unpublished = lock(&self.unpublished).all();
+        let unpublished = unpublished.into_iter().map(|(evidence, _)| evidence);
+        for evidence in refused.into_iter().chain(unpublished) {
+            let mut others = known.iter();
+            if others.all(|known| known.workload != evidence.workload) {
+                known.push(evidence);
+            }
+        }
         Ok(known)
     }
 

@@ -90,6 +90,11 @@ impl Nodes {
                 self.dead(&workload).await
             }
             NodeEvent::Refused(refusal) => self.door.node_refused(node, *refusal).await,
+            NodeEvent::PublishFailed(report) => {
+                let owner = &report.evidence.node;
+                self.own(node, owner, "a report of a workload").await?;
+                self.door.publish_failed(*report).await
+            }
         }
     }
 

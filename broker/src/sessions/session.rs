@@ -162,6 +162,7 @@ impl State {
             return true;
         }
         last.store(generation, Ordering::SeqCst);
+        self.hub.door.published(&self.registration.workload);
         let event = Event::Acknowledged {
             workload: self.registration.workload.clone(),
             generation,

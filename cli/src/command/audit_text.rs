@@ -88,6 +88,16 @@ fn told(event: &Event) -> (&'static str, String) {
             "acknowledged",
             format!("generation {generation} by {}", workload.id()),
         ),
+        Event::PublishFailed { who, failure } => (
+            "unpublished",
+            format!(
+                "{} cannot publish generation {}: {} ({})",
+                name(who),
+                failure.generation,
+                failure.code.phrase(),
+                failure.detail
+            ),
+        ),
         Event::NodeRefused { node, refusal } => (
             "refused",
             format!(

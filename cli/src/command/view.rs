@@ -122,7 +122,7 @@ fn workloads_text(workloads: &[WorkloadInfo]) -> String {
             ]
         })
         .collect();
-    table(
+    let mut text = table(
         &[
             "NAME",
             "ID",
@@ -135,7 +135,20 @@ fn workloads_text(workloads: &[WorkloadInfo]) -> String {
         ],
         rows,
         "no workloads: no container has asked for anything yet",
-    )
+    );
+    for workload in workloads {
+        if let Some(failure) = &workload.publish_failure {
+            // Writing to a String cannot fail.
+            let _ = write!(
+                text,
+                "\n{} cannot publish: {} ({})",
+                clean(&workload.name),
+                failure.code.phrase(),
+                clean(failure.detail.as_str())
+            );
+        }
+    }
+    text
 }
 
 /// `mayfly explain`

@@ -3,18 +3,19 @@
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, UPGRADE,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE,
 };
 use hyper::{Response, StatusCode};
 use mayfly_wire::session::{NONCE_HEADER, UPGRADE as PROTOCOL_NAME};
 use mayfly_wire::{Code, Refusal, Secret};
 use serde::Serialize;
+use std::time::Duration;
 
 pub(super) type Answer = Response<Full<Bytes>>;
 
 /// What a connection over its limits gets before anything is read from it.
 pub(super) const TOO_MANY: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\n\
-connection: close\r\ncontent-type: application/json\r\ncontent-length: 89\r\n\r\n\
+connection: close\r\nretry-after: 1\r\ncontent-type: application/json\r\ncontent-length: 89\r\n\r\n\
 {\"code\":\"too_many\",\"message\":\"too many connections or requests at once; try again later\"}";
 
 fn answer(status: u16, kind: &'static str, body: Bytes) -> Answer {
@@ -59,6 +60,20 @@ pub(super) fn refusal(refusal: Refusal) -> Answer {
 fn refusal_as(status: u16, refusal: &Refusal) -> Answer {
     let body = serde_json::to_vec(refusal).unwrap_or_default();
     answer(status, "application/json", body.into())
+}
+
+/// 429 with the whole seconds after which to come again (RFC 9110 section 10.2.3).
+pub(super) fn too_many(wait: Duration) -> Answer {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let answer = refusal(Code::TooMany.into());
+    with(answer, RETRY_AFTER, HeaderValue::from(seconds.max(1)))
+}
+
+/// 204.
+pub(super) fn noted() -> Answer {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    answer
 }
 
 /// 405 (RFC 9110 section 15.5.6).

@@ -4,6 +4,7 @@
 mod admission;
 mod answer;
 mod once;
+mod pace;
 mod place;
 mod relay;
 mod service;
@@ -21,6 +22,7 @@ use admission::Admission;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pace::Pace;
 use service::{Connection, Shared};
 use std::convert::Infallible;
 use std::io;
@@ -69,6 +71,10 @@ impl Server {
         let shared = Arc::new(Shared {
             upstream: Arc::clone(&self.upstream),
             served: Arc::clone(&self.served),
+            pace: Pace::new(
+                self.limits.requests_per_second_per_container,
+                self.limits.request_burst_per_container,
+            ),
             limits: self.limits,
             stopping: stopping.clone(),
             open,

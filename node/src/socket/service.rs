@@ -2,6 +2,7 @@
 
 use super::answer::{self, Answer};
 use super::once;
+use super::pace::Pace;
 use super::relay::Relay;
 use super::stream::{Caller, CheckedStream};
 use crate::attest::Attested;
@@ -14,25 +15,28 @@ use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderMap, UPGRADE};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
-use mayfly_wire::link::SessionRequest;
+use mayfly_wire::link::{NodeEvent, SessionRequest, Unpublished};
+use mayfly_wire::publish::{MAX_REPORT, PublishFailure};
 use mayfly_wire::session::{
-    CREDENTIALS_PATH, Hello, MAX_WANTED, NONCE_HEADER, PROTOCOL, SESSION_PATH,
-    UPGRADE as PROTOCOL_NAME, WHOAMI_PATH,
+    CREDENTIALS_PATH, Hello, MAX_WANTED, NONCE_HEADER, PROTOCOL, PUBLISH_FAILURES_PATH,
+    SESSION_PATH, UPGRADE as PROTOCOL_NAME, WHOAMI_PATH,
 };
 use mayfly_wire::{Assurance, Code, CredentialName, Evidence, FieldName, WorkloadKey};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-/// Most bytes of a request's body: a [`Hello`] with [`MAX_WANTED`] names of the greatest length.
+/// Most bytes of a request for a session: a [`Hello`] with [`MAX_WANTED`] names of the greatest length.
 const MAX_BODY: usize = 32 * 1024;
 
 /// What all connections share.
 pub(super) struct Shared {
     pub(super) upstream: Arc<dyn Upstream>,
     pub(super) served: Arc<Served>,
+    pub(super) pace: Pace,
     pub(super) limits: Limits,
     /// Becomes true when the node stops.
     pub(super) stopping: watch::Receiver<bool>,
@@ -87,6 +91,12 @@ impl Connection {
             }
             return self.session(request).await;
         }
+        if path == PUBLISH_FAILURES_PATH {
+            if request.method() != Method::POST {
+                return Ok(answer::wrong_method("POST"));
+            }
+            return self.publish_failure(request).await;
+        }
         let credential = path.strip_prefix(CREDENTIALS_PATH);
         if path != WHOAMI_PATH
             && !credential.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -116,11 +126,18 @@ impl Connection {
         }
     }
 
-    /// Attests the caller. The workload is not yet watched.
+    /// Attests the caller, and holds its workload to its pace. The workload is not yet watched.
     async fn attest(&self, headers: &HeaderMap) -> Result<(Evidence, DeathTarget), Refused> {
         self.challenge(headers)?;
         match self.caller.attestor.attest(&self.caller.peer).await {
-            Ok(Attested { evidence, death }) => Ok((evidence, death)),
+            Ok(Attested { evidence, death }) => {
+                let paced = self.shared.pace.take(&evidence.workload, Instant::now());
+                paced.map_err(|wait| {
+                    self.caller.too_fast(&evidence.workload);
+                    Box::new(answer::too_many(wait))
+                })?;
+                Ok((evidence, death))
+            }
             Err(error) => {
                 let code = error.code();
                 self.caller.not_attested(error);
@@ -208,7 +225,11 @@ impl Connection {
         // The proof by nonce stands in the head, so it is checked against the message that brought
         // that, before another one follows.
         self.challenge(&head.headers)?;
-        let hello = self.hello(body).await?;
+        let hello: Hello = self.read(body, MAX_BODY).await?;
+        let wanted = hello.want.as_ref().map_or(0, Vec::len);
+        if hello.protocol != PROTOCOL || wanted > MAX_WANTED {
+            return Err(refused(Code::BadRequest));
+        }
         let (evidence, stay) = self.admit(&head.headers).await?;
         let asked = self.shared.upstream.session(SessionRequest {
             evidence,
@@ -244,9 +265,22 @@ impl Connection {
         Ok(answer::switching())
     }
 
+    /// Passes on that the caller's sidecar cannot publish. Answered once it is on record.
+    async fn publish_failure(&self, request: Request<Incoming>) -> Result<Answer, Refused> {
+        let (head, body) = request.into_parts();
+        // As for a session.
+        self.challenge(&head.headers)?;
+        let failure: PublishFailure = self.read(body, MAX_REPORT).await?;
+        let (evidence, _) = self.attest(&head.headers).await?;
+        let report = NodeEvent::PublishFailed(Box::new(Unpublished { evidence, failure }));
+        let noted = self.shared.upstream.event(report).await;
+        noted.map_err(refused)?;
+        Ok(answer::noted())
+    }
+
     /// Reads the body within its limits of size and time.
-    async fn hello(&self, body: Incoming) -> Result<Hello, Refused> {
-        let body = Limited::new(body, MAX_BODY).collect();
+    async fn read<T: DeserializeOwned>(&self, body: Incoming, most: usize) -> Result<T, Refused> {
+        let body = Limited::new(body, most).collect();
         let body = match timeout(self.shared.limits.body(), body).await {
             Err(_) => {
                 let detail = "the body took too long to arrive".to_owned();
@@ -261,12 +295,7 @@ impl Connection {
             Ok(Err(_)) => return Err(refused(Code::BadRequest)),
             Ok(Ok(body)) => body.to_bytes(),
         };
-        let hello: Hello = serde_json::from_slice(&body).map_err(|_| refused(Code::BadRequest))?;
-        let wanted = hello.want.as_ref().map_or(0, Vec::len);
-        if hello.protocol != PROTOCOL || wanted > MAX_WANTED {
-            return Err(refused(Code::BadRequest));
-        }
-        Ok(hello)
+        serde_json::from_slice(&body).map_err(|_| refused(Code::BadRequest))
     }
 }
 

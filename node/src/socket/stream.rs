@@ -1,9 +1,10 @@
 //! A connection whose every message is checked: who sent it, and that it carries no descriptors.
 
 use super::admission::Place;
-use crate::attest::{AttestError, Attestor, Peer};
+use crate::attest::{AttestError, Attestor, Origin, Peer};
 use crate::refusals::Refusals;
 use mayfly_kernel::socket::{Received, recv};
+use mayfly_wire::WorkloadKey;
 use mayfly_wire::link::NodeRefusal;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -39,16 +40,31 @@ impl Caller {
 
     /// Reports another refusal of this caller.
     pub(super) fn refuse(&self, reason: &str, detail: impl Into<String>) {
+        self.report(reason, detail.into(), None);
+    }
+
+    /// Reports that this caller's workload asks too fast. Counted by the workload, which its processes
+    /// cannot change, and not by where the connection comes from.
+    pub(super) fn too_fast(&self, workload: &WorkloadKey) {
+        let detail = "more requests than one container may make".to_owned();
+        self.report("too_many_requests", detail, Some(workload));
+    }
+
+    fn report(&self, reason: &str, detail: String, workload: Option<&WorkloadKey>) {
         let refusal = NodeRefusal {
             reason: reason.to_owned(),
-            detail: detail.into(),
+            detail,
             pid: Some(self.peer.pid()),
             uid: Some(self.peer.uid()),
             cgroup_path: None,
-            workload: None,
+            workload: workload.cloned(),
             count: 1,
         };
-        self.refusals.report(Some(self.peer.origin_hint()), refusal);
+        let origin = workload.map_or_else(
+            || self.peer.origin_hint(),
+            |workload| Origin::PidNamespace(workload.pidns_id),
+        );
+        self.refusals.report(Some(origin), refusal);
     }
 
     /// Takes the nonce that came back in the last message, on a kernel that does not name the peer.

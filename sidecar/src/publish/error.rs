@@ -1,5 +1,7 @@
 //! What can go wrong with files.
 
+use mayfly_wire::PublishFault;
+use nix::libc::ELOOP;
 use std::io;
 
 /// Why something could not be published or removed.
@@ -11,6 +13,8 @@ pub enum PublishError {
          sidecar did not make and does not follow or replace: remove it"
     )]
     Foreign {
+        /// What kind of thing it is.
+        fault: PublishFault,
         /// Its name.
         name: String,
         /// What we would have there.
@@ -38,6 +42,28 @@ impl PublishError {
             name: name.to_owned(),
             error,
         }
+    }
+
+    /// In a word that does not change.
+    #[must_use]
+    pub fn fault(&self) -> PublishFault {
+        match self {
+            Self::Foreign { fault, .. } => *fault,
+            Self::Io { error, .. } => fault_of(error),
+        }
+    }
+}
+
+/// What the kernel said, in a word that does not change.
+pub fn fault_of(error: &io::Error) -> PublishFault {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => PublishFault::NoSpace,
+        io::ErrorKind::PermissionDenied => PublishFault::NoPermission,
+        io::ErrorKind::ReadOnlyFilesystem => PublishFault::ReadOnly,
+        io::ErrorKind::NotFound => PublishFault::NoDirectory,
+        // Every name is opened with O_NOFOLLOW.
+        _ if error.raw_os_error() == Some(ELOOP) => PublishFault::Symlink,
+        _ => PublishFault::Io,
     }
 }
 

@@ -22,7 +22,7 @@ mod place;
 pub mod tmpfs;
 pub mod wipe;
 
-pub use error::{PublishError, Trouble};
+pub use error::{PublishError, Trouble, fault_of};
 pub use generation::Draft;
 
 use dir::{Dir, kind};

@@ -3,6 +3,7 @@
 use super::PublishError;
 use super::dir::{Dir, kind, kind_in_words};
 use super::generation::PREFIX;
+use mayfly_wire::PublishFault;
 use nix::sys::stat::SFlag;
 use nix::unistd::geteuid;
 
@@ -51,7 +52,13 @@ pub fn expect_generation(dir: &Dir, name: &str) -> Result<(), PublishError> {
     if kind(&stat) == SFlag::S_IFDIR && stat.st_uid == geteuid().as_raw() {
         return Ok(());
     }
+    let fault = match kind(&stat) {
+        SFlag::S_IFLNK => PublishFault::Symlink,
+        SFlag::S_IFDIR => PublishFault::ForeignOwner,
+        _ => PublishFault::Foreign,
+    };
     Err(PublishError::Foreign {
+        fault,
         name: name.to_owned(),
         expected: "a directory of the sidecar's own uid",
         found: format!("{} of uid {}", kind_in_words(&stat), stat.st_uid),
@@ -69,6 +76,7 @@ fn target(dir: &Dir, name: &str, expected: &'static str) -> Result<Option<String
         None => Ok(None),
         Some(stat) if kind(&stat) == SFlag::S_IFLNK => dir.target(name).map(Some).map_err(io),
         Some(stat) => Err(PublishError::Foreign {
+            fault: PublishFault::Foreign,
             name: name.to_owned(),
             expected,
             found: kind_in_words(&stat).to_owned(),
@@ -79,6 +87,7 @@ fn target(dir: &Dir, name: &str, expected: &'static str) -> Result<Option<String
 fn foreign_link(name: &str, expected: &'static str, target: &str) -> PublishError {
     let target: String = target.chars().take(80).collect();
     PublishError::Foreign {
+        fault: PublishFault::Symlink,
         name: name.to_owned(),
         expected,
         found: format!("a symlink to {target:?}"),

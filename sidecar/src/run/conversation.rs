@@ -1,6 +1,6 @@
 //! One session, from its first bundle to its end.
 
-use super::{Runner, report};
+use super::{Runner, tell};
 use crate::ending::Ending;
 use crate::log::Level;
 use crate::publish::GRACE;
@@ -38,7 +38,11 @@ impl Runner<'_> {
                     Err(NotPublished::Session(failure)) => return Ok(failure),
                     Err(NotPublished::Files(error)) => {
                         self.failing_files = true;
-                        self.complain("publishing failed", error.to_string());
+                        let why = error.to_string();
+                        if self.complain("publishing failed", why.clone()) {
+                            let generation = ready.bundle.generation;
+                            self.report(generation, error.fault(), &why);
+                        }
                         // Longer and longer, but not before a replaced generation makes room.
                         let wait = ready.since.elapsed().clamp(GRACE, MAX_RETRY);
                         waiting = Some(Waiting {
@@ -86,7 +90,7 @@ impl Runner<'_> {
                     let names: Vec<_> = names.iter().map(|name| name.as_str()).collect();
                     let fields = [("names", names.join(",").into())];
                     self.log.event(Level::Info, "withdrawn", &fields);
-                    report(self.log, &trouble);
+                    tell(self.log, &trouble);
                 }
                 ServerMessage::Ping {} => {
                     if let Err(failure) = self.say(&mut session, ClientMessage::Pong {}).await? {
@@ -130,7 +134,7 @@ impl Runner<'_> {
             ];
             self.log.event(Level::Info, "published", &fields);
         }
-        report(self.log, &published.trouble);
+        tell(self.log, &published.trouble);
         match self.options.once {
             Some(_) => Err(Ending::Done),
             None => Ok(Ok(())),

@@ -3,6 +3,7 @@
 
 mod conversation;
 pub mod place;
+pub mod report;
 
 use crate::backoff::Backoff;
 use crate::ending::Ending;
@@ -136,16 +137,18 @@ impl Runner<'_> {
             ];
             self.log.event(Level::Warn, "expired", &fields);
         }
-        report(self.log, &tended.trouble);
+        tell(self.log, &tended.trouble);
     }
 
-    /// Logs a failure that may come again and again, once.
-    fn complain(&mut self, event: &str, why: String) {
-        if self.complaint.as_ref() != Some(&why) {
+    /// Logs a failure that may come again and again, once. Says whether it did.
+    fn complain(&mut self, event: &str, why: String) -> bool {
+        let is_new = self.complaint.as_ref() != Some(&why);
+        if is_new {
             let fields = [("why", why.clone().into())];
             self.log.event(Level::Warn, event, &fields);
             self.complaint = Some(why);
         }
+        is_new
     }
 
     fn too_late(&mut self) -> Result<Infallible, Ending> {
@@ -169,7 +172,7 @@ impl Runner<'_> {
             return ending;
         }
         let trouble = self.publisher.wipe();
-        report(self.log, &trouble);
+        tell(self.log, &trouble);
         match ending {
             Ending::Stopped if trouble.is_empty() => Ending::Done,
             Ending::Stopped => Ending::Files("some files could not be overwritten".to_owned()),
@@ -178,7 +181,7 @@ impl Runner<'_> {
     }
 }
 
-fn report(log: Log, trouble: &Trouble) {
+fn tell(log: Log, trouble: &Trouble) {
     for error in trouble.iter() {
         let fields = [("why", error.to_string().into())];
         log.event(Level::Error, "cleaning failed", &fields);

@@ -3,12 +3,13 @@
 use crate::ending::Ending;
 use crate::log::{Level, Log};
 use crate::options::Options;
-use crate::publish::dir::Dir;
+use crate::publish::dir::{Dir, Unreachable};
 use crate::publish::generation::give;
-use crate::publish::{Access, Publisher, tmpfs};
+use crate::publish::{Access, Publisher, fault_of, tmpfs};
+use mayfly_wire::PublishFault;
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{getegid, geteuid};
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd as _;
 
@@ -18,16 +19,20 @@ use std::os::fd::AsRawFd as _;
 /// [`Ending::Unfit`], which says what was found and what to do.
 pub fn take(options: &Options, log: Log) -> Result<Publisher, Ending> {
     let path = &options.dir;
-    let dir = Dir::open(path).map_err(|error| Ending::Unfit(error.to_string()))?;
+    let dir = Dir::open(path).map_err(|error| unfit(unreachable(&error), error))?;
     let facts = tmpfs::gather(&dir).map_err(|error| {
-        Ending::Unfit(format!(
-            "cannot find out what {} is: {error}",
-            path.display()
-        ))
+        let why = format!("cannot find out what {} is: {error}", path.display());
+        unfit(fault_of(&error), why)
     })?;
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    let warnings = tmpfs::judge(&facts, options.allow_swap)
-        .map_err(|unfit| Ending::Unfit(tmpfs::advice(unfit, &facts, path, uid, gid)))?;
+    let warnings = tmpfs::judge(&facts, options.allow_swap).map_err(|found| {
+        let fault = match found {
+            tmpfs::Unfit::NotTmpfs => PublishFault::NotTmpfs,
+            tmpfs::Unfit::Swap => PublishFault::Swap,
+            tmpfs::Unfit::ReadOnly => PublishFault::ReadOnly,
+        };
+        unfit(fault, tmpfs::advice(found, &facts, path, uid, gid))
+    })?;
     for warning in warnings {
         log.event(Level::Warn, "directory", &[("why", warning.into())]);
     }
@@ -38,17 +43,34 @@ pub fn take(options: &Options, log: Log) -> Result<Publisher, Ending> {
             _ => Err((step, error)),
         })
         .map_err(|(step, error)| {
-            Ending::Unfit(format!(
+            let why = format!(
                 "cannot {step} in {}, as uid {uid} and gid {gid}: {error}. The directory must be \
-             writable for the sidecar (mount it with uid={uid}); to give files to another user it \
-             needs CAP_CHOWN and CAP_DAC_OVERRIDE, or run it as that user and leave --owner out",
+                 writable for the sidecar (mount it with uid={uid}); to give files to another user it \
+                 needs CAP_CHOWN and CAP_DAC_OVERRIDE, or run it as that user and leave --owner out",
                 path.display()
-            ))
+            );
+            unfit(fault_of(&error), why)
         })?;
     let (publisher, trouble) =
-        Publisher::open(dir, options.access).map_err(|error| Ending::Unfit(error.to_string()))?;
-    super::report(log, &trouble);
+        Publisher::open(dir, options.access).map_err(|error| unfit(error.fault(), error))?;
+    super::tell(log, &trouble);
     Ok(publisher)
+}
+
+fn unfit(fault: PublishFault, why: impl ToString) -> Ending {
+    let why = why.to_string();
+    Ending::Unfit { fault, why }
+}
+
+fn unreachable(error: &Unreachable) -> PublishFault {
+    match error {
+        Unreachable::NotPlain(_) | Unreachable::Missing(_) => PublishFault::NoDirectory,
+        Unreachable::NotADirectory(name) => match fs::symlink_metadata(name) {
+            Ok(found) if found.is_symlink() => PublishFault::Symlink,
+            _ => PublishFault::Foreign,
+        },
+        Unreachable::Io(_, error) => fault_of(error),
+    }
 }
 
 /// Does with a file without a name what will be done with each: make, give away, open to overwrite.

@@ -4,6 +4,7 @@ pub mod bundle;
 mod connect;
 mod lines;
 
+pub use connect::report;
 use lines::Lines;
 use mayfly_wire::sealed::PrivateKey;
 use mayfly_wire::session::{ClientMessage, PING_SECONDS, PROTOCOL, ServerMessage};

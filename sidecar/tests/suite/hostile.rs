@@ -2,6 +2,7 @@
 
 use crate::sandbox::Sandbox;
 use crate::server::{Sealing, Server, fields, noise, value};
+use mayfly_wire::PublishFault;
 use mayfly_wire::session::{MAX_SERVER_LINE, ServerMessage};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -48,6 +49,8 @@ fn names_planted_while_it_runs_stop_publishing_and_nothing_else() {
     symlink(&victim, &link).unwrap();
     peer.bundle(&[value("a", "2"), value("b", "2")]);
     sidecar.says("at `b`");
+    let report = server.report("204 No Content");
+    assert_eq!((report.generation, report.code), (2, PublishFault::Symlink));
     peer.ping();
     assert_eq!(sandbox.read("a"), b"1");
     fs::remove_file(&link).unwrap();
@@ -60,6 +63,9 @@ fn names_planted_while_it_runs_stop_publishing_and_nothing_else() {
     symlink(sandbox.base(), &data).unwrap();
     peer.bundle(&[value("a", "3"), value("b", "2")]);
     sidecar.says("at `..data`");
+    // Whether anybody listens changes nothing.
+    let report = server.report("503 X");
+    assert_eq!((report.generation, report.code), (3, PublishFault::Symlink));
     fs::remove_file(&data).unwrap();
     symlink(&real, &data).unwrap();
     peer.acknowledged();
@@ -75,6 +81,38 @@ fn names_planted_while_it_runs_stop_publishing_and_nothing_else() {
     peer.publish(&[fields("a", &[("victim", b"x")])]);
     assert_eq!(sandbox.read("a/victim"), b"x");
     assert_eq!(fs::read(&victim).unwrap(), b"untouched");
+}
+
+#[test]
+fn what_is_found_before_a_session_is_reported_and_ends_it_all_the_same() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    symlink("/etc", sandbox.dir().join("..data")).unwrap();
+    let link = sandbox.base().join("link");
+    symlink(sandbox.dir(), &link).unwrap();
+    let disk = sandbox.base().to_str().unwrap();
+    let link = link.to_str().unwrap();
+    for (arguments, code, part) in [
+        (&[][..], PublishFault::Symlink, "a symlink to \"/etc\""),
+        (&["--once"], PublishFault::Symlink, "at `..data`"),
+        (
+            &["--dir", link],
+            PublishFault::Symlink,
+            "symlinks are not followed",
+        ),
+        (&["--dir", disk], PublishFault::NotTmpfs, "only on a tmpfs"),
+    ] {
+        let mut sidecar = sandbox.start(arguments);
+        let report = server.report("204 No Content");
+        assert_eq!((report.generation, report.code), (0, code));
+        assert!(report.detail.as_str().contains(part), "{report:?}");
+        assert_eq!(sidecar.wait().code(), Some(78));
+        sidecar.says("info reported to the broker");
+    }
+    let mut sidecar = sandbox.start(&[]);
+    server.report("429 X");
+    assert_eq!(sidecar.wait().code(), Some(78));
+    sidecar.says("warn not reported");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::sandbox::{Sandbox, eventually};
 use crate::server::{Server, fields, in_milliseconds, value};
+use mayfly_wire::PublishFault;
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -321,6 +322,8 @@ fn without_space_the_last_generation_stays() {
     let before = sandbox.identity("a");
     peer.bundle(&[value("a", vec![b'x'; 200_000]), value("b", "1")]);
     sidecar.says("No space left");
+    let report = server.report("204 No Content");
+    assert_eq!((report.generation, report.code), (2, PublishFault::NoSpace));
     peer.ping();
     assert_eq!(sandbox.read("a"), b"good");
     assert_eq!(sandbox.identity("a"), before);

@@ -5,7 +5,7 @@ use mayfly_wire::sealed::Sealer;
 use mayfly_wire::session::{
     Bundle, ClientMessage, Hello, Layout, Missing, SealedCredential, SealedField, ServerMessage,
 };
-use mayfly_wire::{Code, LeaseId, Refusal, Secret, WorkloadKey};
+use mayfly_wire::{Code, LeaseId, PublishFailure, Refusal, Secret, WorkloadKey};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -43,10 +43,41 @@ impl Server {
         poll(&mut fds, milliseconds).unwrap() == 1
     }
 
+    /// The next connection must bring the report that nothing could be published, which is answered.
+    pub fn report(&self, answer: &str) -> PublishFailure {
+        assert!(self.connects_within(20_000), "nobody connected");
+        let (stream, _) = self.0.accept().unwrap();
+        let mut stream = BufReader::new(stream);
+        let (head, body) = read(&mut stream).unwrap();
+        assert!(
+            head.starts_with("post /v1/publish-failures http/1.1\r\n"),
+            "{head}"
+        );
+        let answer = format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n");
+        stream.get_mut().write_all(answer.as_bytes()).unwrap();
+        serde_json::from_slice(&body).unwrap()
+    }
+
     /// The next session, opened.
     pub fn session(&self) -> Peer {
         self.request().accept().unwrap()
     }
+}
+
+/// Head, in lower case, and body of a request.
+fn read(stream: &mut BufReader<UnixStream>) -> std::io::Result<(String, Vec<u8>)> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if stream.read_line(&mut head)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    let head = head.to_lowercase();
+    let length = head.split("content-length: ").nth(1).unwrap();
+    let length = length.split("\r\n").next().unwrap().parse().unwrap();
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    Ok((head, body))
 }
 
 pub struct Request {
@@ -57,17 +88,7 @@ pub struct Request {
 
 impl Request {
     fn read(mut stream: BufReader<UnixStream>) -> std::io::Result<Self> {
-        let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") {
-            if stream.read_line(&mut head)? == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        let head = head.to_lowercase();
-        let length = head.split("content-length: ").nth(1).unwrap();
-        let length = length.split("\r\n").next().unwrap().parse().unwrap();
-        let mut body = vec![0; length];
-        stream.read_exact(&mut body)?;
+        let (head, body) = read(&mut stream)?;
         let hello = serde_json::from_slice(&body)?;
         Ok(Self {
             stream,
