@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::command::{audit, kv, node, plan, view};
+use crate::command::{audit, connection, kv, leases, node, plan, view};
 use crate::dev;
 use crate::failure::EXIT_STATUSES;
 use crate::output::Format;
@@ -63,8 +63,26 @@ pub enum Command {
     #[command(after_help = "Example:\n  mayfly explain orders billing-key")]
     Explain(view::ExplainArgs),
     /// Who holds what, and until when
-    #[command(after_help = "Example:\n  mayfly leases --workload orders")]
-    Leases(view::LeasesArgs),
+    #[command(after_help = "Examples:\n  mayfly leases --workload orders\n  mayfly leases --stuck")]
+    Leases(leases::LeasesArgs),
+    /// End leases: what they hold is worthless at once
+    #[command(after_help = "\
+Examples:
+  mayfly revoke --workload orders
+  mayfly revoke --credential orders-db
+  mayfly revoke --stuck --forget       # the server is gone for good
+  mayfly revoke --all")]
+    Revoke(leases::RevokeArgs),
+    /// Make credentials anew; who holds them gets the new ones
+    #[command(after_help = "Examples:\n  mayfly rotate orders-db\n  mayfly rotate --all")]
+    Rotate(leases::RotateArgs),
+    /// Servers at which engines make accounts: list, set, rotate
+    #[command(after_help = "Example:\n  mayfly connection set shop")]
+    Connection {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: connection::Command,
+    },
     /// The audit log: tail, verify
     #[command(after_help = "Example:\n  mayfly audit tail --follow")]
     Audit {

@@ -67,9 +67,30 @@ impl Client {
     pub async fn lines(
         &self,
         path: &str,
+        take: impl FnMut(&str) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.each_line(Method::GET, path, Vec::new(), take).await
+    }
+
+    /// Posts a body and reads an answer of lines as [`lines`](Self::lines) does.
+    pub async fn post_lines(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        take: impl FnMut(&str) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.each_line(Method::POST, path, to_json(body)?, take)
+            .await
+    }
+
+    async fn each_line(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
         mut take: impl FnMut(&str) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let mut body = self.send(Method::GET, path, Vec::new()).await?.into_body();
+        let mut body = self.send(method, path, body).await?.into_body();
         let mut rest = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| self.broken(&error))?;

@@ -1,6 +1,6 @@
-//! Times as people read them, and durations as they write them.
+//! Times as people read them.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since the Unix epoch.
 pub fn now() -> u64 {
@@ -43,29 +43,6 @@ pub fn relative(moment: u64, now: u64) -> String {
     }
 }
 
-/// Reads `90s`, `15m`, `1h30m`, `7d`.
-pub fn parse_span(text: &str) -> Option<Duration> {
-    let mut total: u64 = 0;
-    let mut digits = String::new();
-    for letter in text.chars() {
-        if letter.is_ascii_digit() {
-            digits.push(letter);
-            continue;
-        }
-        let size = match letter {
-            's' => 1,
-            'm' => 60,
-            'h' => 3_600,
-            'd' => 86_400,
-            _ => return None,
-        };
-        let count: u64 = digits.parse().ok()?;
-        digits.clear();
-        total = total.checked_add(count.checked_mul(size)?)?;
-    }
-    (digits.is_empty() && total > 0).then(|| Duration::from_secs(total))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,16 +61,5 @@ mod tests {
         }
         assert_eq!(relative(10_000, 4_000), "in 6s");
         assert_eq!(relative(4_000, 10_000), "6s ago");
-    }
-
-    #[test]
-    fn spans_are_read() {
-        for (text, seconds) in [("90s", 90), ("15m", 900), ("1h30m", 5_400), ("7d", 604_800)] {
-            assert_eq!(parse_span(text), Some(Duration::from_secs(seconds)));
-        }
-        let endless = "99999999999999999999d";
-        for text in ["", "15", "m", "15 m", "-1s", "0s", "1w", "m15", endless] {
-            assert_eq!(parse_span(text), None, "{text:?}");
-        }
     }
 }

@@ -14,7 +14,12 @@
 //! | `GET /v1/kv` | → [`Vec`]<[`KvEntry`]> |
 //! | `GET /v1/workloads` | → [`Vec`]<[`WorkloadInfo`]> |
 //! | `GET /v1/explain?workload=W&credential=C` | → [`Explanation`] |
-//! | `GET /v1/leases` | → [`Vec`]<[`LeaseInfo`]> |
+//! | `GET /v1/leases?`[`LeaseFilter`] | → [`Vec`]<[`LeaseInfo`]> |
+//! | `POST /v1/revoke` | [`Revoke`] → lines of [`Progress`] |
+//! | `POST /v1/rotate` | [`Rotate`] → lines of [`Progress`] |
+//! | `GET /v1/connections` | → [`Vec`]<[`ConnectionInfo`]> |
+//! | `PUT /v1/connections/NAME` | [`ConnectionSecret`] → [`ConnectionInfo`] |
+//! | `POST /v1/connections/NAME/rotate` | → [`ConnectionInfo`] |
 //! | `GET /v1/audit?last=N` | → lines of the audit file |
 //! | `GET /v1/audit?last=N&follow=true` | → the same, and then each new line as it is written |
 //! | `POST /v1/audit/verify` | → [`AuditReport`] |
@@ -329,14 +334,108 @@ pub struct LeaseInfo {
     pub workload: WorkloadKey,
     /// What people call the workload.
     pub name: String,
+    /// The node that attested it.
+    pub node: String,
     /// Which credential.
     pub credential: CredentialName,
+    /// What made it.
+    pub engine: EngineKind,
+    /// How far it is: `planned`, `active`, `retiring` or `revoking`.
+    pub state: String,
     /// Milliseconds since the Unix epoch.
     pub issued_at: u64,
     /// Milliseconds since the Unix epoch.
     pub expires_at: u64,
-    /// The version of the kv value that it gives, where it gives one.
+    /// The version of the stored value that it gives, where it gives one.
     pub version: Option<u64>,
+    /// The account at a target that exists for it, where there is one.
+    pub account: Option<String>,
+    /// How often its engine failed to end it.
+    pub attempts: u64,
+    /// Why, the last time.
+    pub problem: Option<String>,
+    /// When it is tried again: milliseconds since the Unix epoch.
+    pub due_at: u64,
+}
+
+/// Which leases: those that fit everything that is given. In a query, each by its name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseFilter {
+    /// The one of this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseId>,
+    /// Those of the workload with this short id or name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
+    /// Those on this credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<CredentialName>,
+    /// Those that this node attested.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Those that could not be ended when they were to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stuck: bool,
+}
+
+/// Ends leases.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revoke {
+    /// Which. One that fits every lease needs `all`.
+    pub which: LeaseFilter,
+    /// Every lease is meant.
+    #[serde(default)]
+    pub all: bool,
+    /// Forget those whose engine cannot end them: what they hold at the target stays there.
+    #[serde(default)]
+    pub forget: bool,
+}
+
+/// Makes credentials anew, for all who hold them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotate {
+    /// Which; none with `all`.
+    pub credentials: Vec<CredentialName>,
+    /// Every credential is meant.
+    #[serde(default)]
+    pub all: bool,
+}
+
+/// How far a long act is. The last line has `end`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Leases, or static accounts, that are done.
+    pub done: u64,
+    /// Those that failed, and are tried again.
+    pub failed: u64,
+    /// All of them.
+    pub total: u64,
+    /// The first few failures, at the end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+    /// Whether this is the last line.
+    #[serde(default)]
+    pub end: bool,
+}
+
+/// The password of the broker's own account at a server. Whoever holds this answers for zeroing it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectionSecret {
+    /// The password.
+    pub password: SecretText,
+}
+
+/// A server at which engines make accounts, as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionInfo {
+    /// Its settings.
+    pub config: ConnectionConfig,
+    /// Whether the broker has a password for it.
+    pub has_password: bool,
 }
 
 /// What a check of the audit file found.

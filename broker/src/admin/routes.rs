@@ -6,9 +6,9 @@ use crate::http::{self, Answer};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response};
 use mayfly_wire::admin::{
-    Apply, Desired, KvPut, MAX_BODY, NodeInfo, PolicyFile, Status, WorkloadInfo,
+    Apply, Desired, KvPut, LeaseFilter, MAX_BODY, NodeInfo, PolicyFile, Status, WorkloadInfo,
 };
-use mayfly_wire::{Code, KvPath, Refusal};
+use mayfly_wire::{Code, KvPath, LeaseId, Refusal};
 use std::sync::Arc;
 use tokio::sync::{broadcast, mpsc};
 
@@ -73,7 +73,10 @@ pub async fn answer(
             let credential = query.needed("credential")?.parse().map_err(bad)?;
             http::json(&door.explain(operator, &workload, &credential).await?)
         }
-        (_, "leases", None) if get => http::json(&door.leases(operator).await?),
+        (_, "leases", None) if get => {
+            let filter = query.filter()?;
+            http::json(&door.leases(operator, &filter).await?)
+        }
         (_, "audit", None) if get => {
             let last = query
                 .number("last")?
@@ -124,6 +127,17 @@ impl Query<'_> {
     fn needed(&self, name: &str) -> Result<String> {
         let missing = || Refusal::because(Code::BadRequest, format!("expected ?{name}=…"));
         self.get(name).ok_or_else(missing)
+    }
+
+    fn filter(&self) -> Result<LeaseFilter> {
+        let credential = self.get("credential").map(|name| name.parse());
+        Ok(LeaseFilter {
+            lease: self.get("lease").map(LeaseId::from),
+            workload: self.get("workload"),
+            credential: credential.transpose().map_err(bad)?,
+            node: self.get("node"),
+            stuck: self.get("stuck").is_some_and(|stuck| stuck == "true"),
+        })
     }
 
     fn number(&self, name: &str) -> Result<Option<u64>> {

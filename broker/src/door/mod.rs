@@ -12,6 +12,7 @@ mod plan;
 mod renew;
 mod unpublished;
 mod views;
+mod which;
 
 pub use apply::Applied;
 pub use bundle::{Ask, Held, Served};

@@ -1,9 +1,10 @@
 //! What operators can look at: workloads, leases, decisions, the audit log. Each look goes through
 //! policy and onto the record like any other act.
 
+use super::which::fits;
 use super::{Door, Operator, lock, store_failed};
 use crate::store::{Lease, Source};
-use mayfly_wire::admin::{AuditReport, ExplainedPolicy, Explanation, LeaseInfo};
+use mayfly_wire::admin::{AuditReport, ExplainedPolicy, Explanation, LeaseFilter, LeaseInfo};
 use mayfly_wire::{Code, CredentialName, Evidence, LeaseId, PublishFailure, Refusal, WorkloadKey};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -129,27 +130,21 @@ impl Door {
         })
     }
 
-    /// Every live lease.
+    /// The leases that fit a filter.
     ///
     /// # Errors
     /// [`Code::Denied`], [`Code::Unavailable`].
-    pub async fn leases(&self, operator: &Operator) -> Result<Vec<LeaseInfo>, Refusal> {
+    pub async fn leases(
+        &self,
+        operator: &Operator,
+        filter: &LeaseFilter,
+    ) -> Result<Vec<LeaseInfo>, Refusal> {
         self.allow_broker(operator, "leases").await?;
         let mut leases = Vec::new();
         self.each_lease(|lease| {
-            leases.push(LeaseInfo {
-                lease: lease.id,
-                workload: lease.workload,
-                name: lease.name,
-                credential: lease.credential,
-                issued_at: lease.issued_at,
-                expires_at: lease.expires_at,
-                version: match lease.source {
-                    Source::Kv { version, .. } => Some(version),
-                    Source::Shared { version } => Some(version),
-                    Source::Sealed(_) | Source::Account { .. } => None,
-                },
-            });
+            if fits(filter, &lease) {
+                leases.push(told(lease));
+            }
         })
         .await?;
         Ok(leases)
@@ -229,5 +224,29 @@ impl Door {
         self.allow_broker(operator, "audit_verify").await?;
         let report = self.audit.verify().await;
         report.map_err(|error| Refusal::because(Code::Unavailable, error.to_string()))
+    }
+}
+
+fn told(lease: Lease) -> LeaseInfo {
+    let (version, account) = match lease.source {
+        Source::Kv { version, .. } | Source::Shared { version } => (Some(version), None),
+        Source::Account { account, .. } => (None, Some(account)),
+        Source::Sealed(_) => (None, None),
+    };
+    LeaseInfo {
+        lease: lease.id,
+        workload: lease.workload,
+        name: lease.name,
+        node: lease.node,
+        credential: lease.credential,
+        engine: lease.engine,
+        state: lease.state.as_str().to_owned(),
+        issued_at: lease.issued_at,
+        expires_at: lease.expires_at,
+        version,
+        account,
+        attempts: lease.attempts,
+        problem: Some(lease.problem).filter(|problem| !problem.is_empty()),
+        due_at: lease.due_at,
     }
 }

@@ -80,6 +80,19 @@ pub enum LeaseState {
     Revoking,
 }
 
+impl LeaseState {
+    /// Its name for people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Planned => "planned",
+            Self::Active => "active",
+            Self::Retiring => "retiring",
+            Self::Revoking => "revoking",
+        }
+    }
+}
+
 /// What a lease gives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {

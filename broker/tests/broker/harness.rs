@@ -5,8 +5,8 @@ use mayfly_broker::door::Operator;
 use mayfly_broker::run::{Broker, Options};
 use mayfly_node::upstream::Session;
 use mayfly_wire::admin::{
-    Apply, CredentialConfig, Desired, EngineConfig, JwtAlgorithm, KvPut, Plan, PolicyFile,
-    SecretText,
+    Apply, CredentialConfig, Desired, EngineConfig, JwtAlgorithm, KvPut, LeaseFilter, Plan,
+    PolicyFile, SecretText,
 };
 use mayfly_wire::audit::{Chain, Event};
 use mayfly_wire::evidence::{Assurance, Container, Settings};
@@ -21,6 +21,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub const NODE: &str = "n1";
+/// Every lease.
+pub const ALL: LeaseFilter = LeaseFilter {
+    lease: None,
+    workload: None,
+    credential: None,
+    node: None,
+    stuck: false,
+};
 pub const ROOT: Operator = Operator {
     uid: 0,
     owner: true,

@@ -37,7 +37,7 @@ async fn a_stolen_node_gets_nothing_under_the_key_of_anothers_workload() {
     world.heartbeat(false).await;
     let stolen = nodes.session("n2", request).await;
     assert_eq!(code(stolen), Code::NotAttested);
-    let leases = world.broker.door.leases(&ROOT).await.unwrap();
+    let leases = world.broker.door.leases(&ROOT, &ALL).await.unwrap();
     assert!(leases.len() == 1 && leases[0].workload == evidence.workload);
     let refused = |event: &Event| matches!(event, Event::NodeRefused { node, .. } if node == "n2");
     world.until(refused).await;
@@ -65,7 +65,7 @@ async fn a_node_that_was_renamed_makes_its_own_leases() {
     let (_, public) = mayfly_wire::sealed::generate();
     let request = request(&renamed, None, true, public);
     world.broker.nodes.session("n2", request).await.unwrap();
-    let leases = world.broker.door.leases(&ROOT).await.unwrap();
+    let leases = world.broker.door.leases(&ROOT, &ALL).await.unwrap();
     assert_eq!(leases.len(), 1);
     assert_ne!(leases[0].lease, before.credentials[0].lease);
 }
@@ -86,7 +86,7 @@ async fn a_death_while_a_lease_is_on_its_way_to_the_disk_ends_it() {
         world.broker.nodes.event(NODE, died).await.unwrap();
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let leases = world.broker.door.leases(&ROOT).await.unwrap();
+    let leases = world.broker.door.leases(&ROOT, &ALL).await.unwrap();
     assert!(
         leases.is_empty(),
         "{} dead workloads hold leases",
@@ -107,7 +107,10 @@ async fn a_worse_process_takes_nothing_from_the_one_that_holds_it() {
     let mut worse = good.clone();
     worse.peer.seccomp_mode = Some(0);
     assert_eq!(code(world.connect(&worse).await), Code::Denied);
-    assert_eq!(world.broker.door.leases(&ROOT).await.unwrap().len(), 1);
+    assert_eq!(
+        world.broker.door.leases(&ROOT, &ALL).await.unwrap().len(),
+        1
+    );
     world.put("orders/db", "poppy").await;
     let second = client.bundle().await;
     assert_eq!(second.credentials[0].lease, first.credentials[0].lease);
@@ -115,7 +118,15 @@ async fn a_worse_process_takes_nothing_from_the_one_that_holds_it() {
     let mut fallen = good;
     fallen.init.seccomp_mode = Some(0);
     assert_eq!(code(world.connect(&fallen).await), Code::Denied);
-    assert!(world.broker.door.leases(&ROOT).await.unwrap().is_empty());
+    assert!(
+        world
+            .broker
+            .door
+            .leases(&ROOT, &ALL)
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[tokio::test]

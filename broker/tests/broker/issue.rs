@@ -101,7 +101,15 @@ async fn a_bad_container_is_denied_on_a_record_that_says_why() {
         ..evidence("orders", 2)
     };
     assert_eq!(code(world.connect(&nothing).await), Code::Denied);
-    assert!(world.broker.door.leases(&ROOT).await.unwrap().is_empty());
+    assert!(
+        world
+            .broker
+            .door
+            .leases(&ROOT, &ALL)
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[tokio::test]
@@ -133,7 +141,10 @@ async fn requests_at_once_and_again_give_one_lease() {
         "the same leases, and the same token"
     );
     assert_eq!(a, connect().await);
-    assert_eq!(world.broker.door.leases(&ROOT).await.unwrap().len(), 2);
+    assert_eq!(
+        world.broker.door.leases(&ROOT, &ALL).await.unwrap().len(),
+        2
+    );
     let issued = |wanted: bool| {
         let records = world.records().into_iter();
         let fits = |event: &Event| matches!(event, Event::Issued { again, .. } if *again == wanted);
@@ -237,7 +248,7 @@ async fn without_a_record_nothing_leaves() {
     std::fs::remove_file(&filler).unwrap();
     let limit = std::time::Instant::now() + std::time::Duration::from_secs(5);
     let leases = loop {
-        match world.broker.door.leases(&ROOT).await {
+        match world.broker.door.leases(&ROOT, &ALL).await {
             Ok(leases) => break leases.len(),
             Err(_) if std::time::Instant::now() < limit => {}
             Err(refusal) => panic!("{refusal}"),

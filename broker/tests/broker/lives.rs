@@ -26,7 +26,15 @@ async fn a_death_ends_leases_and_sessions_at_once() {
     };
     world.broker.nodes.event(NODE, died.clone()).await.unwrap();
     println!("death to lease end: {:?}", start.elapsed());
-    assert!(world.broker.door.leases(&ROOT).await.unwrap().is_empty());
+    assert!(
+        world
+            .broker
+            .door
+            .leases(&ROOT, &ALL)
+            .await
+            .unwrap()
+            .is_empty()
+    );
     assert!(client.next().await.is_none());
     world
         .until(|event| matches!(event, Event::Died { .. }))
@@ -64,7 +72,10 @@ async fn a_restart_keeps_leases_and_asks_the_node_to_watch() {
     assert_eq!(after.credentials[0].lease, before.credentials[0].lease);
     let again = |event: &Event| matches!(event, Event::Issued { again: true, .. });
     second.until(again).await;
-    assert_eq!(second.broker.door.leases(&ROOT).await.unwrap().len(), 1);
+    assert_eq!(
+        second.broker.door.leases(&ROOT, &ALL).await.unwrap().len(),
+        1
+    );
 
     // The host was booted anew: what ran on it is dead.
     let booted = Heartbeat {
@@ -115,7 +126,7 @@ async fn leases_go_on_while_their_node_lives_and_tokens_are_replaced() {
         last = Some(message);
     }
     assert!(last.is_some());
-    let names: Vec<_> = world.broker.door.leases(&ROOT).await.unwrap();
+    let names: Vec<_> = world.broker.door.leases(&ROOT, &ALL).await.unwrap();
     assert!(
         names
             .iter()
@@ -156,7 +167,15 @@ async fn a_policy_that_goes_takes_what_it_granted() {
     world.apply(desired(two_services().credentials, &[])).await;
     let lost = world.broker.door.recheck().await.unwrap();
     assert_eq!(lost.len(), 1);
-    assert!(world.broker.door.leases(&ROOT).await.unwrap().is_empty());
+    assert!(
+        world
+            .broker
+            .door
+            .leases(&ROOT, &ALL)
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[tokio::test]
@@ -209,7 +228,10 @@ async fn a_node_speaks_for_itself_alone() {
         code(nodes.heartbeat("thief", beat).await),
         Code::NotAttested
     );
-    assert_eq!(world.broker.door.leases(&ROOT).await.unwrap().len(), 1);
+    assert_eq!(
+        world.broker.door.leases(&ROOT, &ALL).await.unwrap().len(),
+        1
+    );
     let refused =
         |event: &Event| matches!(event, Event::NodeRefused { node, .. } if node == "thief");
     assert_eq!(

@@ -1,6 +1,6 @@
 //! One audit record as one line for people. `--output json` has all of it.
 
-use crate::command::view::short;
+use crate::command::leases::short;
 use crate::output::{clean, count};
 use crate::when;
 use mayfly_wire::WorkloadKey;

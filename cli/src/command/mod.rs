@@ -2,9 +2,12 @@
 
 pub mod audit;
 pub mod audit_text;
+pub mod connection;
 pub mod kv;
+pub mod leases;
 pub mod node;
 pub mod plan;
+pub mod progress;
 pub mod secret_input;
 pub mod view;
 
@@ -49,7 +52,10 @@ pub fn run(args: Args, environment: Environment) -> Result<ExitCode, Failure> {
             Command::Kv { command } => kv::run(&client, out, command).await,
             Command::Workloads => view::workloads(&client, out).await,
             Command::Explain(args) => view::explain(&client, out, &args).await,
-            Command::Leases(args) => view::leases(&client, out, &args).await,
+            Command::Leases(args) => leases::leases(&client, out, args).await,
+            Command::Revoke(args) => leases::revoke(&client, out, args).await,
+            Command::Rotate(args) => leases::rotate(&client, out, args).await,
+            Command::Connection { command } => connection::run(&client, out, command).await,
             Command::Audit { command } => audit::run(&client, out, command).await,
             Command::Node { command } => node::run(&client, out, command).await,
             Command::Dev(_) => Ok(()),

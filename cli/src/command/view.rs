@@ -1,11 +1,11 @@
-//! `status`, `workloads`, `explain` and `leases`: what the broker knows.
+//! `status`, `workloads` and `explain`: what the broker knows.
 
 use crate::client::{Client, encode};
 use crate::failure::Failure;
 use crate::output::{Out, clean, count, table};
 use crate::when;
 use mayfly_wire::CredentialName;
-use mayfly_wire::admin::{Explanation, LeaseInfo, Status, WorkloadInfo};
+use mayfly_wire::admin::{Explanation, Status, WorkloadInfo};
 use std::fmt::Write as _;
 
 /// Arguments of `explain`.
@@ -17,17 +17,6 @@ pub struct ExplainArgs {
     /// The credential's name
     #[arg(value_name = "CREDENTIAL")]
     credential: CredentialName,
-}
-
-/// Arguments of `leases`.
-#[derive(clap::Args)]
-pub struct LeasesArgs {
-    /// Only of this workload: its name, its id, or the beginning of its id
-    #[arg(long, value_name = "WORKLOAD")]
-    workload: Option<String>,
-    /// Only of this credential
-    #[arg(long, value_name = "NAME")]
-    credential: Option<CredentialName>,
 }
 
 /// `mayfly status`
@@ -187,102 +176,10 @@ fn explanation_text(explanation: &Explanation) -> String {
     text
 }
 
-/// `mayfly leases`
-pub async fn leases(client: &Client, out: Out, args: &LeasesArgs) -> Result<(), Failure> {
-    let mut leases: Vec<LeaseInfo> = client.get("/v1/leases").await?;
-    leases.retain(|lease| {
-        args.credential
-            .as_ref()
-            .is_none_or(|name| *name == lease.credential)
-            && args
-                .workload
-                .as_ref()
-                .is_none_or(|asked| is_named(lease, asked))
-    });
-    out.show(&leases, |leases| leases_text(leases, when::now()))
-}
-
-fn is_named(lease: &LeaseInfo, asked: &str) -> bool {
-    !asked.is_empty() && (lease.name == asked || lease.workload.id().starts_with(asked))
-}
-
-fn leases_text(leases: &[LeaseInfo], now: u64) -> String {
-    let rows = leases
-        .iter()
-        .map(|lease| {
-            vec![
-                lease.name.clone(),
-                lease.workload.id(),
-                lease.credential.to_string(),
-                lease
-                    .version
-                    .map_or_else(|| "-".to_owned(), |version| version.to_string()),
-                when::relative(lease.issued_at, now),
-                when::relative(lease.expires_at, now),
-                short(lease.lease.as_str()),
-            ]
-        })
-        .collect();
-    table(
-        &[
-            "WORKLOAD",
-            "ID",
-            "CREDENTIAL",
-            "VERSION",
-            "ISSUED",
-            "EXPIRES",
-            "LEASE",
-        ],
-        rows,
-        "no leases",
-    )
-}
-
-/// Enough of a lease's id to tell it from others; `--output json` has all of it.
-pub fn short(lease: &str) -> String {
-    lease.chars().take(14).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mayfly_wire::WorkloadKey;
     use mayfly_wire::admin::ExplainedPolicy;
-
-    fn lease() -> LeaseInfo {
-        LeaseInfo {
-            lease: mayfly_wire::LeaseId::from_random([7; 16]),
-            workload: WorkloadKey {
-                boot_id: "b".into(),
-                cgroup_id: 1,
-                pidns_id: 2,
-            },
-            name: "orders".into(),
-            credential: "orders-db".parse().unwrap(),
-            issued_at: 1_000_000,
-            expires_at: 1_900_000,
-            version: Some(3),
-        }
-    }
-
-    #[test]
-    fn a_lease_is_told_in_relative_times() {
-        let text = leases_text(&[lease()], 1_057_000);
-        let line = text.lines().nth(1).unwrap();
-        assert!(
-            line.contains("57s ago") && line.contains("in 14m 3s"),
-            "{text}"
-        );
-        assert!(text.lines().all(|line| line.len() <= 100), "{text}");
-    }
-
-    #[test]
-    fn a_lease_is_found_by_its_workloads_name_or_id() {
-        let lease = lease();
-        let id = lease.workload.id();
-        assert!(is_named(&lease, "orders") && is_named(&lease, &id) && is_named(&lease, &id[..4]));
-        assert!(!is_named(&lease, "order") && !is_named(&lease, "") && !is_named(&lease, "zz"));
-    }
 
     #[test]
     fn a_refusal_that_nobody_made_is_explained() {

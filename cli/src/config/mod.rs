@@ -1,9 +1,11 @@
-//! A configuration directory: `.toml` files with credentials, `.cedar` files with policies. Other
+//! A configuration directory: `.toml` files with connections and credentials, `.cedar` files with policies. Other
 //! files in it are not read, so that a README can stand beside them.
 
 mod credentials;
 
 use crate::failure::Failure;
+use credentials::Connection;
+use mayfly_wire::ConnectionConfig;
 use mayfly_wire::admin::{Desired, PolicyFile};
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,19 +30,47 @@ pub fn read(dir: &Path) -> Result<Desired, Failure> {
         }
         let file = parse(&path, &text)?;
         desired.hardened |= file.hardened;
-        for credential in file.credentials {
-            let name = credential.name.to_string();
-            if let Some(other) = seen.insert(name.clone(), path.clone()) {
-                return Err(Failure::Config(format!(
-                    "{}: credential {name} stands in {} already; a name is used once",
+        let mut once =
+            |kind: &str, name: &str| match seen.insert(format!("{kind} {name}"), path.clone()) {
+                None => Ok(()),
+                Some(other) => Err(Failure::Config(format!(
+                    "{}: {kind} {name} stands in {} already; a name is used once",
                     path.display(),
                     other.display()
-                )));
-            }
+                ))),
+            };
+        for connection in file.connections {
+            once("connection", connection.config.name.as_str())?;
+            desired.connections.push(with_ca(connection, &path)?);
+        }
+        for credential in file.credentials {
+            once("credential", credential.name.as_str())?;
             desired.credentials.push(credential);
         }
     }
     Ok(desired)
+}
+
+/// Reads the certificates that a connection trusts. Their path is seen from the file that names it.
+fn with_ca(connection: Connection, file: &Path) -> Result<ConnectionConfig, Failure> {
+    let Connection {
+        mut config,
+        ca_file,
+    } = connection;
+    if let Some((path, line)) = ca_file {
+        let path = file.parent().unwrap_or(Path::new("")).join(path);
+        let pem = read_file(&path)?;
+        if !pem.contains("-----BEGIN CERTIFICATE-----") {
+            return Err(Failure::Config(format!(
+                "{}:{line}: connection {}: ca_file: expected certificates in PEM in {}",
+                file.display(),
+                config.name,
+                path.display()
+            )));
+        }
+        config.ca_pem = Some(pem);
+    }
+    Ok(config)
 }
 
 fn parse(path: &Path, text: &str) -> Result<credentials::File, Failure> {
@@ -183,7 +213,10 @@ mod tests {
     fn a_mistake_names_file_and_line() {
         let dir = Dir::of(
             "mistake",
-            &[("a.toml", "\n[credential.x]\nengine = \"kv\"\nfoo = 1\n")],
+            &[(
+                "a.toml",
+                "\n[credential.x]\nttl = \"1m\"\nengine = \"vault\"\n",
+            )],
         );
         let text = read(&dir.0).unwrap_err().to_string();
         assert!(text.contains("a.toml:4: "), "{text}");
