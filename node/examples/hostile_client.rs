@@ -9,11 +9,15 @@
 //! - `descriptor SOCKET` passes a descriptor along with a request.
 //! - `hand-over SOCKET MEETING` connects, and passes its connection to whoever connects to MEETING.
 //! - `take-over MEETING` sends a request on a connection that it is passed, and prints the answer.
+//! - `outlive SOCKET once|session GO` has a process of its own ask for a credential, or open a session,
+//!   and die when the file GO exists; another prints what still comes on that connection.
 //! - `nonce SOCKET PATH` asks for PATH, and repeats the request with the nonce that it is told.
 
 use std::io::{BufRead as _, BufReader, IoSlice, IoSliceMut, Read as _, Write as _, stdout};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -37,6 +41,8 @@ fn main() -> Result<()> {
         ["descriptor", socket] => descriptor(socket),
         ["hand-over", socket, meeting] => hand_over(socket, meeting),
         ["take-over", meeting] => take_over(meeting),
+        ["outlive", socket, manner, go] => outlive(socket, manner, go),
+        ["outlived", socket, manner, go] => outlived(socket, manner, Path::new(go)),
         ["nonce", socket, path] => nonce(socket, path),
         _ => bail!("see the head of hostile_client.rs"),
     }
@@ -254,6 +260,34 @@ fn take_over(meeting: &str) -> Result<()> {
     answer.truncate(length);
     let answer = String::from_utf8_lossy(&answer);
     say(&format!("sent {sent:?} answer {answer:?}"))
+}
+
+fn outlive(socket: &str, manner: &str, go: &str) -> Result<()> {
+    let mut asks = Command::new(std::env::current_exe()?);
+    asks.args(["outlived", socket, manner, go]).status()?;
+    say("dead")?;
+    stay()
+}
+
+fn outlived(socket: &str, manner: &str, go: &Path) -> Result<()> {
+    let stream = if manner == "once" {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.write_all(get("/v1/credentials/orders-db/value", "").as_bytes())?;
+        stream
+    } else {
+        let (_, mut lines, _) = open(socket)?;
+        // Hello and the first bundle.
+        for _ in 0..2 {
+            lines.read_line(&mut String::new())?;
+        }
+        lines.into_inner()
+    };
+    Command::new("cat").stdin(OwnedFd::from(stream)).spawn()?;
+    say("asked")?;
+    while !go.exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn nonce(socket: &str, path: &str) -> Result<()> {

@@ -7,6 +7,8 @@
     reason = "a test's helpers fail the test"
 )]
 
+#[path = "socket/outlived.rs"]
+mod outlived;
 mod support;
 
 use mayfly_wire::link::{NodeEvent, Watched};

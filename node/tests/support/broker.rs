@@ -25,6 +25,8 @@ pub struct Broker {
     /// What the node is told to watch.
     pub to_watch: Mutex<Vec<Watched>>,
     pub refuse: Mutex<Option<Code>>,
+    /// While it is true, who asks for a session waits.
+    pub hold: watch::Sender<bool>,
 }
 
 impl Default for Broker {
@@ -39,6 +41,7 @@ impl Default for Broker {
             heartbeats: Mutex::default(),
             to_watch: Mutex::default(),
             refuse: Mutex::default(),
+            hold: watch::Sender::new(false),
         }
     }
 }
@@ -119,6 +122,8 @@ impl Upstream for Broker {
                 return Err(code.into());
             }
             self.sessions.lock().unwrap().push(request.clone());
+            let mut hold = self.hold.subscribe();
+            let _ = hold.wait_for(|hold| !hold).await;
             let (up, mut messages) = mpsc::channel(4);
             let (sender, down) = mpsc::channel(4);
             let mut value = self.value.subscribe();

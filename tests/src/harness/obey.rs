@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use mayfly_kernel::{caps, seccomp};
-use mayfly_wire::session::NONCE_HEADER;
+use mayfly_wire::session::{NONCE_HEADER, SOCKET};
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_no_new_privs;
@@ -20,6 +21,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recv
 use nix::unistd::{setresgid, setresuid};
 
 use super::container::Container;
+use super::session::{Opened, Session};
 use super::wait::{random_text, wait_until};
 
 /// How long the inside waits for any answer.
@@ -34,6 +36,7 @@ struct Inside {
     connection: Option<RawFd>,
     listener: Option<UnixListener>,
     mounts: Option<String>,
+    session: Option<Session>,
 }
 
 /// Does what standard input says until it ends. Each order is answered by any number of lines, and
@@ -70,6 +73,17 @@ impl Inside {
             ["get", path] => return self.get(path, &[]),
             // The same, and a descriptor goes along.
             ["get-with-descriptor", path] => return self.get(path, &[0]),
+            ["session", name] => {
+                let stream = UnixStream::connect(SOCKET).context("connecting")?;
+                self.connection = Some(stream.try_clone()?.into_raw_fd());
+                let Opened::Session(mut session) = Session::attempt(stream, &[name], SOON)? else {
+                    bail!("no session");
+                };
+                session.bundle(SOON)?;
+                self.session = Some(*session);
+            }
+            // What comes on the connection until it ends.
+            ["drain"] => return drain(self.connection()?),
             ["listen", path] => self.listener = Some(UnixListener::bind(path)?),
             ["give", path] => {
                 let numbers = [self.connection()?];
@@ -201,6 +215,18 @@ fn harden() -> Result<()> {
     Ok(seccomp::refuse_keyrings()?)
 }
 
+fn drain(stream: RawFd) -> Result<String> {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        match recv(stream, &mut buffer, MsgFlags::empty()) {
+            Ok(0) | Err(Errno::ECONNRESET) => return Ok(String::from_utf8_lossy(&bytes).into()),
+            Ok(length) => bytes.extend_from_slice(&buffer[..length]),
+            Err(error) => return Err(error).context("waiting for the end"),
+        }
+    }
+}
+
 /// Reads one answer: its status, the nonce that it demands, its body. `None` if the connection ended.
 fn answer(stream: RawFd) -> Result<Option<(String, Option<String>, String)>> {
     let mut bytes = Vec::new();
@@ -225,7 +251,7 @@ fn answer(stream: RawFd) -> Result<Option<(String, Option<String>, String)>> {
         match recv(stream, &mut buffer, MsgFlags::empty()) {
             Ok(0) => return Ok(None),
             Ok(length) => bytes.extend_from_slice(&buffer[..length]),
-            Err(nix::errno::Errno::ECONNRESET | nix::errno::Errno::EPIPE) => return Ok(None),
+            Err(Errno::ECONNRESET | Errno::EPIPE) => return Ok(None),
             Err(error) => return Err(error).context("waiting for an answer"),
         }
     }
@@ -306,8 +332,7 @@ impl Agent {
     /// # Errors
     /// When it cannot.
     pub fn connect(&mut self) -> Result<()> {
-        self.tell(&format!("connect {}", mayfly_wire::session::SOCKET))
-            .map(drop)
+        self.tell(&format!("connect {}", SOCKET)).map(drop)
     }
 
     /// Asks who it is on its connection, which stays open after that.

@@ -1,6 +1,6 @@
 //! Connections that change hands.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use mayfly_wire::Facility;
 
 use super::world::World;
@@ -54,6 +54,50 @@ pub fn left_by_the_dead(world: &World) -> Result<()> {
     connector.exit()?;
     world.is_refused(heir.get("victim-key")?)?;
     world.refusal_on_record(mark, &["peer_exited"])?;
+    Ok(())
+}
+
+/// A session whose maker has exited, read by another process of the same container.
+pub fn session_of_the_dead(world: &World) -> Result<()> {
+    let mark = world.mark()?;
+    let mut connector = world.victims_agent()?;
+    let mut heir = world.victims_agent()?;
+    connector.tell("session victim-key")?;
+    give(&mut connector, &mut heir, world)?;
+    connector.exit()?;
+    // Another version of it, which is pushed down every session.
+    let put = ["kv", "put", "attacks/victim", "-"];
+    world.broker.cli_with_input(&put, &world.victim_secret)?;
+    let read = heir.tell("drain")?;
+    ensure!(
+        read.contains("refused") && !read.contains("encapsulated"),
+        "expected a refusal, found {read}"
+    );
+    world.refusal_on_record(mark, &["peer_exited"])?;
+    Ok(())
+}
+
+/// A connection used by another process of the same container. Where the kernel does not name the
+/// peer, who connected must send the nonce back itself.
+pub fn used_by_a_sibling(world: &World) -> Result<()> {
+    let mark = world.mark()?;
+    let mut connector = world.victims_agent()?;
+    let mut sibling = world.victims_agent()?;
+    connector.connect()?;
+    give(&mut connector, &mut sibling, world)?;
+    let answer = sibling.get("victim-key")?;
+    let without = |facility| world.forbidden().contains(&facility);
+    let reason = match (without(Facility::SoPeerpidfd), without(Facility::ScmPidfd)) {
+        (true, _) => "peer_unproven",
+        (_, true) => "sender_unknown",
+        _ => {
+            let own = format!("200 {}", world.victim_secret);
+            ensure!(answer == own, "expected its own, found {answer}");
+            return Ok(());
+        }
+    };
+    world.is_refused(answer)?;
+    world.refusal_on_record(mark, &[reason])?;
     Ok(())
 }
 

@@ -30,9 +30,11 @@ type Attack = fn(&World) -> Result<()>;
 
 /// Everything that tries to be somebody else.
 fn steal_identity(world: &World) -> Result<()> {
-    let attacks: [(&str, Attack); 7] = [
+    let attacks: [(&str, Attack); 9] = [
         ("descriptors", descriptors::passed_between_containers),
         ("descriptors left behind", descriptors::left_by_the_dead),
+        ("session left behind", descriptors::session_of_the_dead),
+        ("nonce of another", descriptors::used_by_a_sibling),
         ("pid reuse", pids::used_again),
         ("cgroup names", groups::named_after_the_victim),
         ("cgroup entered", groups::the_victims_own),
