@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::cgroups::CgroupId;
 use super::container::Container;
 use super::engine::{Engine, EngineError, Inspected};
 use super::host::Host;
+use super::line::CgroupId;
 use super::process::Process;
 
 /// Most that a container's first process may seem younger than the engine says that the container is:

@@ -11,10 +11,10 @@ use mayfly_kernel::probe::Facility;
 use mayfly_kernel::procdir::{Place, place_of_root};
 use mayfly_wire::evidence;
 
-use super::cgroups::{CgroupId, Line, Tree};
 use super::error::AttestError;
 use super::host::Host;
 use super::judge::Seat;
+use super::line::{CgroupId, Line, Tree};
 use super::process::Process;
 
 /// A container.

@@ -1,7 +1,7 @@
 //! Judges which container a peer belongs to, from what was found about it. Pure.
 
-use super::cgroups::{CgroupId, Line};
 use super::error::{AMBIGUOUS, AttestError, NOT_A_CONTAINER};
+use super::line::{CgroupId, Line};
 
 /// Where a container is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ pub(crate) fn in_pid_namespace(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attest::cgroups::{Ancestor, Tree};
+    use crate::attest::line::{Ancestor, Tree};
 
     fn line(ids: &[u64]) -> Line {
         let ancestors = ids.iter().map(|id| Ancestor {

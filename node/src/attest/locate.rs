@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use mayfly_kernel::ns::Namespace;
 
 use super::bind::{Expected, bind};
-use super::cgroups::{CgroupId, Line};
 use super::container::Container;
 use super::engine::{Engine, EngineError, id_in_name};
 use super::error::{AttestError, ENGINE_UNAVAILABLE, NOT_A_CONTAINER};
 use super::host::Host;
 use super::init::init_of;
+use super::line::{CgroupId, Line};
 
 /// How long engines are not asked again about a cgroup that none of them knew.
 const MISS: Duration = Duration::from_secs(2);

@@ -56,11 +56,12 @@ pub(crate) fn in_own_namespaces(facts: &Facts, began: Began) -> bool {
 }
 
 /// The posture of a process, whose container began so; unknown for one whose container is not known.
+/// `sockets` are the engines' on this host; without them nobody knows whether one is inside.
 pub(crate) fn posture(
     facts: &Facts,
     began: Option<Began>,
     limits: &LimitTexts,
-    sockets: &[Exposed],
+    sockets: Option<&[Exposed]>,
 ) -> Posture {
     let status = Status::of(&facts.status);
     let in_host = |kind| {
@@ -114,20 +115,23 @@ fn mounts_of(text: &[u8]) -> Option<Vec<Mount<'_>>> {
 }
 
 /// Adds what the mounts tell.
-fn with_mounts(found: Posture, mounts: &[Mount<'_>], sockets: &[Exposed]) -> Posture {
+fn with_mounts(found: Posture, mounts: &[Mount<'_>], sockets: Option<&[Exposed]>) -> Posture {
     let at = |path: &[u8]| mounts.iter().rfind(|mount| *mount.point == *path);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let read_only = |mount: &Mount<'_>| mount.mount_read_only || mount.filesystem_read_only;
-    let mut exposed: Vec<String> = mounts
-        .iter()
-        .filter_map(|mount| Exposed::by(mount, mounts, sockets))
-        .collect();
-    exposed.sort();
-    exposed.dedup();
+    let exposed = |sockets| {
+        let exposed = mounts.iter();
+        let mut exposed: Vec<String> = exposed
+            .filter_map(|mount| Exposed::by(mount, mounts, sockets))
+            .collect();
+        exposed.sort();
+        exposed.dedup();
+        exposed
+    };
     Posture {
         read_only_root: at(b"/").map(read_only),
         secrets_filesystem: at(b"/run/secrets").map(|mount| text(mount.filesystem)),
-        engine_sockets: Some(exposed),
+        engine_sockets: sockets.map(exposed),
         ..found
     }
 }

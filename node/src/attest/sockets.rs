@@ -1,5 +1,6 @@
 //! Whether a mount shows a container engine's socket: whoever can write to one owns the host.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use mayfly_kernel::mountinfo::{Mount, mounts};
@@ -36,18 +37,37 @@ pub(crate) struct Exposed {
 impl Exposed {
     /// Finds the sockets that exist on this host now: the usual ones, and those of the engines that
     /// the node asks.
-    pub(crate) fn find(engines: &[PathBuf]) -> Vec<Self> {
-        let Ok(text) = std::fs::read("/proc/self/mountinfo") else {
-            return Vec::new();
-        };
-        let all: Vec<Mount<'_>> = mounts(&text).filter_map(Result::ok).collect();
+    ///
+    /// # Errors
+    ///
+    /// What could not be read, or not understood. Then nobody knows where a socket is, and that must
+    /// not pass for there being none.
+    pub(crate) fn find(engines: &[PathBuf]) -> io::Result<Vec<Self>> {
+        let text = std::fs::read("/proc/self/mountinfo")?;
         let paths = USUAL
             .iter()
             .map(Path::new)
             .chain(engines.iter().map(PathBuf::as_path));
-        let real = paths.filter_map(|path| path.canonicalize().ok());
-        real.filter_map(|path| Self::at(path.as_os_str().as_encoded_bytes(), &all))
-            .collect()
+        Self::among(&text, paths)
+    }
+
+    fn among<'a>(mountinfo: &[u8], paths: impl Iterator<Item = &'a Path>) -> io::Result<Vec<Self>> {
+        let odd = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+        let all = mounts(mountinfo).collect::<Result<Vec<Mount<'_>>, _>>();
+        let all = all.map_err(|_| odd("mountinfo is not understood"))?;
+        let mut found = Vec::new();
+        for path in paths {
+            match path.canonicalize() {
+                Ok(real) => {
+                    let at = Self::at(real.as_os_str().as_encoded_bytes(), &all);
+                    found.push(at.ok_or_else(|| odd("a socket is on no mount"))?);
+                }
+                // Nothing is there, or not below a directory.
+                Err(error) if absent(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
     }
 
     fn at(path: &[u8], all: &[Mount<'_>]) -> Option<Self> {
@@ -85,6 +105,13 @@ impl Exposed {
     }
 }
 
+fn absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
 /// The mount that a path is on: of those with the longest mount point, the last.
 fn covering<'a, 'b>(path: &[u8], all: &'a [Mount<'b>]) -> Option<&'a Mount<'b>> {
     let candidates = all
@@ -102,4 +129,37 @@ fn below<'a>(path: &'a [u8], directory: &[u8]) -> Option<&'a [u8]> {
 /// Without a slash at the end, so that the root is empty.
 fn trimmed(path: &[u8]) -> &[u8] {
     path.strip_suffix(b"/").unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOT: &str = "21 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n";
+
+    fn among(mountinfo: &str, paths: &[&str]) -> io::Result<Vec<Exposed>> {
+        Exposed::among(mountinfo.as_bytes(), paths.iter().map(Path::new))
+    }
+
+    #[test]
+    fn where_a_socket_is_or_that_it_is_not_there() {
+        // Any file does.
+        let found = among(ROOT, &["/proc/1/none", "/etc/passwd", "/etc/passwd/none"]).unwrap();
+        let expected = Exposed {
+            device: b"254:1".to_vec(),
+            path: b"/etc/passwd".to_vec(),
+        };
+        assert_eq!(found, [expected]);
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_not_none() {
+        assert!(among("not mountinfo\n", &[]).is_err());
+        assert!(among(&format!("{ROOT}21 1 254:1 /\n"), &[]).is_err());
+        // Nothing is mounted where it is.
+        assert!(among("", &["/etc/passwd"]).is_err());
+        // It is there, and cannot be looked for: too long a name.
+        let long = format!("/{}", "x".repeat(300));
+        assert!(among(ROOT, &[&long]).is_err());
+    }
 }

@@ -31,7 +31,19 @@ fn recorded(name: &str) -> Facts {
 }
 
 fn judged(facts: &Facts, began: Option<Began>) -> Posture {
-    posture(facts, began, &LimitTexts::default(), &[])
+    posture(facts, began, &LimitTexts::default(), Some(&[]))
+}
+
+#[test]
+fn where_engines_sockets_are_not_known_nobody_is_without_one() {
+    let facts = recorded("docker-default");
+    let found = posture(&facts, Some(BEGAN), &LimitTexts::default(), None);
+    let expected = Posture {
+        engine_sockets: None,
+        ..judged(&facts, Some(BEGAN))
+    };
+    assert_eq!(found, expected);
+    assert_eq!(found.read_only_root, Some(false));
 }
 
 #[test]
