@@ -46,12 +46,17 @@ impl Signals {
         let session_leader = getsid(Some(Pid::from_raw(0)))? == getpid();
         Ok(Self {
             queue,
-            before,
+            before: if getpid().as_raw() == 1 {
+                SigSet::empty()
+            } else {
+                before
+            },
             session_leader,
         })
     }
 
-    /// The mask that was there before, which is what the application expects.
+    /// The mask that was there before, which is what the application expects. None for PID 1: who
+    /// makes a container may block signals so that the kernel keeps them until we listen.
     pub fn mask_before(&self) -> SigSet {
         self.before
     }

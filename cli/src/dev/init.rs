@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use mayfly_kernel::caps;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_no_new_privs, set_pdeathsig};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, setgroups, sethostname, setresgid, setresuid};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -52,7 +52,8 @@ pub struct InitArgs {
     container: std::sync::Arc<Container>,
 }
 
-/// Becomes the container's shim, or fails.
+/// Becomes the container's shim, or fails. The signals that `dev run` blocks stay blocked until the shim
+/// listens: of one without a handler that is not blocked, the kernel keeps nothing for a PID 1.
 pub fn run(args: &InitArgs) -> Result<ExitCode, Failure> {
     let container = &args.container;
     if std::process::id() != 1 {
@@ -99,7 +100,5 @@ fn give_up_privileges(container: &Container) -> Result<(), Failure> {
     set_no_new_privs()?;
     // The kernel forgets it when the uid changes.
     set_pdeathsig(Signal::SIGKILL)?;
-    // `dev run` blocks what it waits for, and the mask is inherited.
-    SigSet::empty().thread_set_mask()?;
     Ok(())
 }
