@@ -6,7 +6,7 @@
 use anyhow::Context as _;
 use mayfly_broker::audit::{AuditKey, AuditLog, Opening};
 use mayfly_broker::clock::SystemClock;
-use mayfly_broker::store::{Lease, LeaseState, Op, Source, SqliteStore, Store};
+use mayfly_broker::store::{Claim, Lease, LeaseState, Op, Source, SqliteStore, Store};
 use mayfly_broker::unseal::KeyFile;
 use mayfly_wire::audit::Event;
 use mayfly_wire::{LeaseId, WorkloadKey};
@@ -159,7 +159,15 @@ async fn run(dir: &std::path::Path) -> anyhow::Result<()> {
     }
     fill(store.as_ref(), 100_000).await?;
     let from = Instant::now();
-    let expiring = store.leases_due(1_000, 1_000).await?.len();
+    let expiring = store
+        .claim_due(Claim {
+            now: 1_000,
+            until: 2_000,
+            most: 1_000,
+            except: Vec::new(),
+        })
+        .await?
+        .len();
     println!("leases_expiring: {expiring} in {:?}", from.elapsed());
     let from = Instant::now();
     store.lease_counts().await?;

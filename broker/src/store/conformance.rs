@@ -1,6 +1,8 @@
 //! What every store must do. Each backend runs all of it, from its own way to open one.
 
-use super::{Configuration, KvRow, Lease, LeaseState, Op, Source, Store, StoreError, Workload};
+use super::{
+    Claim, Configuration, KvRow, Lease, LeaseState, Op, Source, Store, StoreError, Workload,
+};
 use crate::audit::{Head, HeadCell};
 use crate::testing::evidence;
 use mayfly_wire::LeaseId;
@@ -60,6 +62,7 @@ pub async fn run(backend: &dyn Backend) {
     values(&*backend.open()).await;
     leases(&*backend.open()).await;
     the_rest(&*backend.open()).await;
+    states(&*backend.open()).await;
     units(&*backend.open()).await;
     head(backend).await;
     concurrent(backend).await;
@@ -188,12 +191,36 @@ async fn leases(store: &dyn Store) {
         store.commit(vec![Op::LeaseUpdate(lease(50, 7, "c"))]).await
     ));
 
-    let due = |until, most| store.leases_due(until, most);
-    let first = due(10_003, 1).await.unwrap();
-    assert_eq!(first[0].id, two.id);
-    assert_eq!(due(10_001, 9).await.unwrap().len(), 2);
-    assert_eq!(due(u64::MAX, 9).await.unwrap().len(), 3);
-    assert_eq!(due(5, 9).await.unwrap(), []);
+    assert_eq!(store.next_due(vec![]).await.unwrap(), Some(6));
+    let at = || vec!["shop".parse().unwrap()];
+    assert_eq!(store.next_due(at()).await.unwrap(), Some(10_001));
+    let claim = |now, most, except| {
+        let until = 20_000;
+        store.claim_due(Claim {
+            now,
+            until,
+            most,
+            except,
+        })
+    };
+    assert_eq!(claim(5, 9, vec![]).await.unwrap(), []);
+    assert_eq!(claim(10_000, 9, at()).await.unwrap(), []);
+    let first = claim(10_003, 1, vec![]).await.unwrap();
+    changed.due_at = 20_000;
+    assert_eq!(first, [changed.clone()]);
+    // Nobody gets it a second time before it is due again.
+    assert_eq!(claim(10_001, 9, vec![]).await.unwrap().len(), 1);
+    assert_eq!(claim(u64::MAX, 2, vec![]).await.unwrap().len(), 2);
+    let unit = vec![
+        Op::LeaseDue(changed.id.clone(), 7),
+        Op::LeaseDue(LeaseId::from_random([8; 16]), 7),
+    ];
+    store.commit(unit).await.unwrap();
+    changed.due_at = 7;
+    let revoking = store.leases_in(LeaseState::Revoking).await.unwrap();
+    assert_eq!(revoking, [changed.clone()]);
+    assert_eq!(store.leases_in(LeaseState::Planned).await.unwrap(), []);
+    assert_eq!(store.leases_in(LeaseState::Active).await.unwrap().len(), 2);
 
     // One that must end makes room for another, and cannot come back beside it.
     let heir = lease(11, 7, "b");
@@ -214,6 +241,68 @@ async fn leases(store: &dyn Store) {
     assert!(is_not_found(store.commit(end()).await));
     assert_eq!(store.lease(one.id.clone()).await.unwrap(), None);
     store.commit(vec![second]).await.unwrap();
+}
+
+/// No state is skipped, whoever asks for it.
+async fn states(store: &dyn Store) {
+    let source = Source::Account {
+        connection: "shop".parse().unwrap(),
+        account: "orders_1".into(),
+        sealed: b"fields".to_vec(),
+    };
+    let in_state = |number: u64, state| Lease {
+        state,
+        source: source.clone(),
+        ..lease(100 + number, 77, "a")
+    };
+    let all = [
+        LeaseState::Planned,
+        LeaseState::Active,
+        LeaseState::Retiring,
+        LeaseState::Revoking,
+    ];
+    for state in all.into_iter().skip(1) {
+        let unit = vec![Op::LeaseInsert(in_state(1, state))];
+        assert!(is_conflict(store.commit(unit).await));
+    }
+    // Every way to its end, and at each step everything that cannot be next.
+    let mut number: u64 = 1;
+    for way in [vec![0, 3], vec![0, 1, 3], vec![0, 1, 2, 3]] {
+        number += 1;
+        let unit = vec![Op::LeaseInsert(in_state(number, all[0]))];
+        store.commit(unit).await.unwrap();
+        for (at, next) in way.iter().zip(way.iter().skip(1)) {
+            let end = vec![Op::LeaseEnd(in_state(number, all[0]).id)];
+            assert!(is_conflict(store.commit(end).await));
+            for wrong in all.into_iter().filter(|to| !all[*at].may_become(*to)) {
+                let unit = vec![Op::LeaseUpdate(in_state(number, wrong))];
+                assert!(is_conflict(store.commit(unit).await));
+            }
+            let unit = vec![Op::LeaseUpdate(in_state(number, all[*next]))];
+            store.commit(unit).await.unwrap();
+        }
+        let end = vec![Op::LeaseEnd(in_state(number, all[0]).id)];
+        store.commit(end).await.unwrap();
+    }
+
+    // One is planned beside the active one, and takes its place in one unit; a second is neither
+    // planned nor active beside it.
+    let insert = |number| vec![Op::LeaseInsert(in_state(number, LeaseState::Planned))];
+    let update = |number, state| Op::LeaseUpdate(in_state(number, state));
+    store.commit(insert(20)).await.unwrap();
+    let active = vec![update(20, LeaseState::Active)];
+    store.commit(active).await.unwrap();
+    store.commit(insert(21)).await.unwrap();
+    assert!(is_conflict(store.commit(insert(22)).await));
+    let alone = vec![update(21, LeaseState::Active)];
+    assert!(is_conflict(store.commit(alone).await));
+    let both = vec![
+        update(20, LeaseState::Retiring),
+        update(21, LeaseState::Active),
+    ];
+    store.commit(both).await.unwrap();
+    let of = store.lease_of(evidence(77).workload, "a".parse().unwrap());
+    assert_eq!(of.await.unwrap().unwrap().id, in_state(21, all[1]).id);
 }
 
 async fn the_rest(store: &dyn Store) {

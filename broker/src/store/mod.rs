@@ -4,6 +4,7 @@
 //! at the same time share one commit, so that durability costs one fsync for many of them, and a unit
 //! that fails fails alone.
 
+mod claims;
 #[cfg(test)]
 mod conformance;
 mod files;
@@ -11,6 +12,7 @@ mod integrity;
 mod rows;
 mod schema;
 pub mod sqlite;
+mod states;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -139,7 +141,8 @@ pub struct Lease {
     pub id: LeaseId,
     /// Whose.
     pub workload: WorkloadKey,
-    /// Which credential. There is at most one planned or active lease for (workload, credential).
+    /// Which credential. There is at most one active lease for (workload, credential), and at most one
+    /// planned beside it, which is to take its place.
     pub credential: CredentialName,
     /// What made it.
     pub engine: EngineKind,
@@ -188,12 +191,16 @@ pub struct Configuration {
 pub enum Op {
     /// Adds a version of a value. Conflict unless it is the current version + 1 (1 for a new path).
     KvPut(KvRow),
-    /// Adds a lease. Conflict if a planned or active one exists for the same (workload, credential).
+    /// Adds a lease in the first state of its kind ([`Lease::first_state`]). Conflict if one of the same
+    /// (workload, credential) is in that state.
     LeaseInsert(Lease),
     /// Replaces all but id, workload, credential and engine of the lease of this id. Not found if it has
-    /// ended; conflict as above.
+    /// ended; conflict as above, and if its state cannot follow the one that it has.
     LeaseUpdate(Lease),
-    /// Ends a lease. Not found if it has ended already.
+    /// Sets when a lease is to be looked at, and nothing else. It may have ended.
+    LeaseDue(LeaseId, u64),
+    /// Ends a lease. Not found if it has ended already; conflict if it is not in the last state of its
+    /// kind.
     LeaseEnd(LeaseId),
     /// Adds or replaces what is known of a workload.
     WorkloadPut(Box<Workload>),
@@ -208,6 +215,19 @@ pub enum Op {
     MetaRemove(String),
     /// Replaces the wrapped root keys.
     RootKeysPut(Vec<u8>),
+}
+
+/// Which due work is claimed.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// What is due at or before this: milliseconds since the Unix epoch.
+    pub now: u64,
+    /// When what was claimed is due again.
+    pub until: u64,
+    /// How many leases.
+    pub most: u32,
+    /// Nothing that is at these targets.
+    pub except: Vec<ConnectionName>,
 }
 
 /// The store.
@@ -230,7 +250,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// One lease.
     fn lease(&self, id: LeaseId) -> Answer<'_, Option<Lease>>;
-    /// The planned or active lease of a workload on a credential.
+    /// The active lease of a workload on a credential.
     fn lease_of(
         &self,
         workload: WorkloadKey,
@@ -240,8 +260,14 @@ pub trait Store: Send + Sync + 'static {
     fn leases_of(&self, workload: WorkloadKey) -> Answer<'_, Vec<Lease>>;
     /// Every lease on a credential.
     fn leases_on(&self, credential: CredentialName) -> Answer<'_, Vec<Lease>>;
-    /// At most `most` leases that are due at or before `until`, the earliest first.
-    fn leases_due(&self, until: u64, most: u32) -> Answer<'_, Vec<Lease>>;
+    /// Claims due work: gives at most [`Claim::most`] leases, the earliest first, and has them due again
+    /// at [`Claim::until`], so that no other claim gets them before. Who claimed them and lived sets the
+    /// time that is right.
+    fn claim_due(&self, claim: Claim) -> Answer<'_, Vec<Lease>>;
+    /// When the next lease is due that is at none of the targets `except`.
+    fn next_due(&self, except: Vec<ConnectionName>) -> Answer<'_, Option<u64>>;
+    /// Every lease in this state, which must be one that few are in: all but active.
+    fn leases_in(&self, state: LeaseState) -> Answer<'_, Vec<Lease>>;
     /// At most `most` leases after the id `after`, sorted by id: a page of them all.
     fn leases(&self, after: Option<LeaseId>, most: u32) -> Answer<'_, Vec<Lease>>;
     /// How many leases there are, for each credential that has any.

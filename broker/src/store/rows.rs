@@ -88,13 +88,8 @@ impl Record for Lease {
 
     fn read(row: &Row<'_>) -> Result<Self, StoreError> {
         let engine: String = column(row, 3)?;
-        let state = match number(row, 6)? {
-            0 => LeaseState::Planned,
-            1 => LeaseState::Active,
-            2 => LeaseState::Retiring,
-            3 => LeaseState::Revoking,
-            other => return Err(odd("state", other)),
-        };
+        let found = number(row, 6)?;
+        let state = LeaseState::numbered(found).ok_or_else(|| odd("state", found))?;
         let source = match number(row, 13)? {
             0 => Source::Kv {
                 path: parsed(row, 14)?,
@@ -136,7 +131,7 @@ impl Record for Lease {
         canon.text(&self.workload.to_string());
         canon.text(self.credential.as_str());
         canon.text(self.engine.as_str()).text(&self.node);
-        canon.text(&self.name).number(state(self.state));
+        canon.text(&self.name).number(self.state.number());
         canon.number(self.issued_at).number(self.expires_at);
         canon.number(self.due_at).text(&self.reason);
         canon.number(self.attempts).text(&self.problem);
@@ -168,7 +163,7 @@ impl Record for Lease {
                 self.engine.as_str(),
                 &self.node,
                 &self.name,
-                integer(state(self.state))?,
+                integer(self.state.number())?,
                 integer(self.issued_at)?,
                 integer(self.expires_at)?,
                 integer(self.due_at)?,
@@ -356,15 +351,6 @@ fn execute(connection: &Connection, text: &str, parameters: impl Params) -> Resu
     let mut statement = connection.prepare_cached(text).map_err(sql)?;
     statement.execute(parameters).map_err(sql)?;
     Ok(())
-}
-
-fn state(state: LeaseState) -> u64 {
-    match state {
-        LeaseState::Planned => 0,
-        LeaseState::Active => 1,
-        LeaseState::Retiring => 2,
-        LeaseState::Revoking => 3,
-    }
 }
 
 fn odd(what: &str, found: impl Display) -> StoreError {

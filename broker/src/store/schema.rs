@@ -65,10 +65,11 @@ CREATE TABLE leases (
     sealed BLOB NOT NULL,
     mac BLOB NOT NULL
 ) STRICT;
-CREATE UNIQUE INDEX leases_by_holder ON leases (workload, credential) WHERE state IN (0, 1);
+CREATE UNIQUE INDEX leases_by_holder ON leases (workload, credential, state) WHERE state IN (0, 1);
 CREATE INDEX leases_by_workload ON leases (workload);
 CREATE INDEX leases_by_credential ON leases (credential);
-CREATE INDEX leases_by_due ON leases (due_at);
+CREATE INDEX leases_by_due ON leases (due_at, source, place);
+CREATE INDEX leases_unsettled ON leases (state) WHERE state IN (0, 2, 3);
 "];
 
 /// Brings the file to the newest version, or refuses one that is not ours.

@@ -9,12 +9,13 @@ use super::integrity::Integrity;
 use super::rows::{Meta, Record, integer, number, sql};
 use super::writer::{Job, Writer, read_stamp, sum_of_all, write_stamp};
 use super::{
-    Answer, Configuration, KvRow, KvSummary, Lease, Op, Store, StoreError, Workload, schema,
+    Answer, Claim, Configuration, KvRow, KvSummary, Lease, LeaseState, Op, Store, StoreError,
+    Workload, claims, schema,
 };
 use crate::audit::{Head, HeadCell};
 use crate::seal::RootKeys;
 use crate::unseal::{UnsealError, Unsealer};
-use mayfly_wire::{CredentialName, KvPath, LeaseId, WorkloadKey};
+use mayfly_wire::{ConnectionName, CredentialName, KvPath, LeaseId, WorkloadKey};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Params};
 use std::collections::BTreeMap;
@@ -138,6 +139,18 @@ impl SqliteStore {
         })
     }
 
+    /// Hands a job to the thread that writes.
+    async fn write<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job,
+    ) -> Result<T, StoreError> {
+        let closed = || StoreError::Unavailable("the store is closed".to_owned());
+        let (done, answer) = oneshot::channel();
+        let jobs = self.jobs.as_ref().ok_or_else(closed)?;
+        jobs.send(job(done)).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+
     fn some<R: Record + Send + 'static>(
         &self,
         rest: &'static str,
@@ -206,13 +219,7 @@ fn select<R: Record>(
 
 impl Store for SqliteStore {
     fn commit(&self, unit: Vec<Op>) -> Answer<'_, ()> {
-        Box::pin(async move {
-            let closed = || StoreError::Unavailable("the store is closed".to_owned());
-            let (done, answer) = oneshot::channel();
-            let jobs = self.jobs.as_ref().ok_or_else(closed)?;
-            jobs.send(Job { unit, done }).await.map_err(|_| closed())?;
-            answer.await.map_err(|_| closed())?
-        })
+        Box::pin(self.write(|done| Job::Unit(unit, done)))
     }
 
     fn keep_head(&self, head: HeadCell) {
@@ -261,7 +268,7 @@ impl Store for SqliteStore {
         credential: CredentialName,
     ) -> Answer<'_, Option<Lease>> {
         self.first(
-            "WHERE workload = ?1 AND credential = ?2 AND state IN (0, 1)",
+            "WHERE workload = ?1 AND credential = ?2 AND state = 1",
             (workload.to_string(), String::from(credential)),
         )
     }
@@ -277,9 +284,25 @@ impl Store for SqliteStore {
         self.some("WHERE credential = ?1", (String::from(credential),))
     }
 
-    fn leases_due(&self, until: u64, most: u32) -> Answer<'_, Vec<Lease>> {
-        let until = i64::try_from(until).unwrap_or(i64::MAX);
-        self.some("WHERE due_at <= ?1 ORDER BY due_at LIMIT ?2", (until, most))
+    fn claim_due(&self, claim: Claim) -> Answer<'_, Vec<Lease>> {
+        Box::pin(self.write(|done| Job::Claim(claim, done)))
+    }
+
+    fn next_due(&self, except: Vec<ConnectionName>) -> Answer<'_, Option<u64>> {
+        self.read(move |connection, _| claims::next(connection, &except))
+    }
+
+    fn leases_in(&self, state: LeaseState) -> Answer<'_, Vec<Lease>> {
+        // Each text is one that the index of unsettled leases serves.
+        self.some(
+            match state {
+                LeaseState::Planned => "WHERE state = 0",
+                LeaseState::Active => "WHERE state = 1",
+                LeaseState::Retiring => "WHERE state = 2",
+                LeaseState::Revoking => "WHERE state = 3",
+            },
+            (),
+        )
     }
 
     fn leases(&self, after: Option<LeaseId>, most: u32) -> Answer<'_, Vec<Lease>> {

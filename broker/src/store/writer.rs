@@ -2,18 +2,31 @@
 
 use super::integrity::{Integrity, Sum};
 use super::rows::{Meta, Record, column, integer, number, sql};
-use super::{Configuration, KvRow, Lease, LeaseState, Op, StoreError, Workload};
+use super::{Claim, Configuration, KvRow, Lease, LeaseState, Op, StoreError, Workload, claims};
 use crate::audit::HeadCell;
-use rusqlite::{Connection, OptionalExtension as _, Params, TransactionBehavior};
+use mayfly_wire::LeaseId;
+use rusqlite::{Connection, OptionalExtension as _, Params, Transaction, TransactionBehavior};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 
 /// Most units of one commit.
 const GROUP: usize = 512;
 
-pub(super) struct Job {
-    pub(super) unit: Vec<Op>,
-    pub(super) done: oneshot::Sender<Result<(), StoreError>>,
+/// Where an answer goes.
+type Done<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// What the thread is given.
+pub(super) enum Job {
+    /// A unit to commit.
+    Unit(Vec<Op>, Done<()>),
+    /// Due work to claim.
+    Claim(Claim, Done<Vec<Lease>>),
+}
+
+/// What is to be answered once the group is on disk.
+enum Outcome {
+    Unit(Result<(), StoreError>, Done<()>),
+    Claim(Result<Vec<Lease>, StoreError>, Done<Vec<Lease>>),
 }
 
 pub(super) struct Writer {
@@ -29,42 +42,65 @@ impl Writer {
     pub(super) fn run(mut self, mut waiting: mpsc::Receiver<Job>) {
         let mut jobs = Vec::new();
         while waiting.blocking_recv_many(&mut jobs, GROUP) > 0 {
-            let (units, answers): (Vec<_>, Vec<_>) =
-                jobs.drain(..).map(|job| (job.unit, job.done)).unzip();
-            let results = self.group(&units).unwrap_or_else(|error| {
+            let mut outcomes = Vec::with_capacity(jobs.len());
+            let committed = self.group(jobs.drain(..), &mut outcomes);
+            if let Err(error) = &committed {
                 tracing::error!(%error, "a commit of the store failed");
-                vec![Err(error); units.len()]
-            });
-            for (result, answer) in results.into_iter().zip(answers) {
-                // Who asked may have gone; what is committed stands.
-                let _ = answer.send(result);
+            }
+            // Who asked may have gone; what is committed stands.
+            for outcome in outcomes {
+                match outcome {
+                    Outcome::Unit(result, done) => {
+                        let _ = done.send(committed.clone().and(result));
+                    }
+                    Outcome::Claim(result, done) => {
+                        let _ = done.send(committed.clone().and(result));
+                    }
+                }
             }
         }
     }
 
-    /// Commits the units together. Each that fails on its own account fails alone; an error of the disk
+    /// Commits the jobs together. Each that fails on its own account fails alone; an error of the disk
     /// fails all.
-    fn group(&mut self, units: &[Vec<Op>]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-        let mut transaction = self
+    fn group(
+        &mut self,
+        jobs: impl Iterator<Item = Job>,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<(), StoreError> {
+        let begun = self
             .connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(sql)?;
-        let mut sum = self.sum;
-        let mut results = Vec::with_capacity(units.len());
-        for unit in units {
-            let mut after = sum;
-            let savepoint = transaction.savepoint().map_err(sql)?;
-            let result = apply(&savepoint, &self.integrity, &mut after, unit);
-            match &result {
-                Ok(()) => {
-                    savepoint.commit().map_err(sql)?;
-                    sum = after;
-                }
-                Err(StoreError::Unavailable(_)) => result.clone()?,
-                Err(_) => savepoint.finish().map_err(sql)?,
+            .transaction_with_behavior(TransactionBehavior::Immediate);
+        let mut transaction = match begun.map_err(sql) {
+            Ok(transaction) => transaction,
+            Err(error) => {
+                outcomes.extend(jobs.map(|job| match job {
+                    Job::Unit(_, done) => Outcome::Unit(Ok(()), done),
+                    Job::Claim(_, done) => Outcome::Claim(Ok(Vec::new()), done),
+                }));
+                return Err(error);
             }
-            results.push(result);
+        };
+        let mut sum = self.sum;
+        let mut broken = Ok(());
+        for job in jobs {
+            let integrity = &self.integrity;
+            match job {
+                Job::Unit(unit, done) => {
+                    let result = alone(&mut transaction, &mut sum, &mut broken, |at, sum| {
+                        apply(at, integrity, sum, &unit)
+                    });
+                    outcomes.push(Outcome::Unit(result, done));
+                }
+                Job::Claim(claim, done) => {
+                    let result = alone(&mut transaction, &mut sum, &mut broken, |at, sum| {
+                        claims::claim(at, integrity, sum, &claim)
+                    });
+                    outcomes.push(Outcome::Claim(result, done));
+                }
+            }
         }
+        broken?;
         let generation = self.generation + 1;
         let head = self
             .head
@@ -76,8 +112,36 @@ impl Writer {
         transaction.commit().map_err(sql)?;
         self.sum = sum;
         self.generation = generation;
-        Ok(results)
+        Ok(())
     }
+}
+
+/// Does one job so that it leaves nothing behind if it fails. An error of the disk is kept in `broken`,
+/// and nothing is done after it.
+fn alone<T>(
+    transaction: &mut Transaction<'_>,
+    sum: &mut Sum,
+    broken: &mut Result<(), StoreError>,
+    work: impl FnOnce(&Connection, &mut Sum) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    broken.clone()?;
+    let mut after = *sum;
+    let done = (|| {
+        let savepoint = transaction.savepoint().map_err(sql)?;
+        let result = work(&savepoint, &mut after);
+        match result {
+            Ok(_) => savepoint.commit().map_err(sql)?,
+            Err(StoreError::Unavailable(_)) => {}
+            Err(_) => savepoint.finish().map_err(sql)?,
+        }
+        result
+    })();
+    match &done {
+        Ok(_) => *sum = after,
+        Err(error @ StoreError::Unavailable(_)) => *broken = Err(error.clone()),
+        Err(_) => {}
+    }
+    done
 }
 
 pub(super) fn write_stamp(
@@ -122,12 +186,8 @@ impl Applying<'_> {
             Op::KvPut(row) => self.kv_put(row),
             Op::LeaseInsert(lease) => self.lease_insert(lease),
             Op::LeaseUpdate(lease) => self.lease_update(lease),
-            Op::LeaseEnd(id) => self.remove(
-                "SELECT mac FROM leases WHERE id = ?1",
-                "DELETE FROM leases WHERE id = ?1",
-                id.as_str(),
-                "lease",
-            ),
+            Op::LeaseDue(id, due_at) => self.lease_due(id, *due_at),
+            Op::LeaseEnd(id) => self.lease_end(id),
             Op::WorkloadPut(workload) => {
                 let key = workload.evidence.workload.to_string();
                 self.replace(
@@ -187,27 +247,30 @@ impl Applying<'_> {
     }
 
     fn lease_insert(&mut self, lease: &Lease) -> Result<(), StoreError> {
-        self.only_holder(lease)?;
-        if self
-            .mac("SELECT mac FROM leases WHERE id = ?1", lease.id.as_str())?
-            .is_some()
-        {
+        if lease.state != lease.first_state() {
+            return Err(lease.skips(None, Some(lease.state)));
+        }
+        self.only_one(lease)?;
+        if self.lease(&lease.id)?.is_some() {
             return Err(StoreError::Conflict(format!("{} exists already", lease.id)));
         }
         self.write(lease)
     }
 
-    /// Whether no other lease stands for the same workload and credential, if this one would.
-    fn only_holder(&self, lease: &Lease) -> Result<(), StoreError> {
+    /// Whether no other lease of the same workload and credential is in the state that this one would
+    /// be in.
+    fn only_one(&self, lease: &Lease) -> Result<(), StoreError> {
         if !matches!(lease.state, LeaseState::Planned | LeaseState::Active) {
             return Ok(());
         }
         let found: Option<String> = self.one(
-            "SELECT id FROM leases WHERE workload = ?1 AND credential = ?2 AND state IN (0, 1) \
-             AND id <> ?3",
+            // The index is only used when its own condition stands here.
+            "SELECT id FROM leases WHERE workload = ?1 AND credential = ?2 AND state = ?3 \
+             AND state IN (0, 1) AND id <> ?4",
             (
                 lease.workload.to_string(),
                 lease.credential.as_str(),
+                integer(lease.state.number())?,
                 lease.id.as_str(),
             ),
         )?;
@@ -221,17 +284,25 @@ impl Applying<'_> {
         }
     }
 
-    fn lease_update(&mut self, lease: &Lease) -> Result<(), StoreError> {
-        self.only_holder(lease)?;
+    /// A lease as it stands, and its MAC.
+    fn lease(&self, id: &LeaseId) -> Result<Option<(Lease, Vec<u8>)>, StoreError> {
         let text = format!("SELECT {} FROM leases WHERE id = ?1", Lease::COLUMNS);
         let mut statement = self.connection.prepare_cached(&text).map_err(sql)?;
-        let mut rows = statement.query((lease.id.as_str(),)).map_err(sql)?;
-        let row = rows.next().map_err(sql)?;
-        let row = row.ok_or_else(|| StoreError::NotFound(lease.id.to_string()))?;
-        let old = Lease::checked(row, self.integrity)?;
-        let mac: Vec<u8> = column(row, row.as_ref().column_count() - 1)?;
-        drop(rows);
-        drop(statement);
+        let mut rows = statement.query((id.as_str(),)).map_err(sql)?;
+        let Some(row) = rows.next().map_err(sql)? else {
+            return Ok(None);
+        };
+        let lease = Lease::checked(row, self.integrity)?;
+        Ok(Some((lease, column(row, row.as_ref().column_count() - 1)?)))
+    }
+
+    fn lease_update(&mut self, lease: &Lease) -> Result<(), StoreError> {
+        let found = self.lease(&lease.id)?;
+        let (old, mac) = found.ok_or_else(|| StoreError::NotFound(lease.id.to_string()))?;
+        if !old.state.may_become(lease.state) {
+            return Err(old.skips(Some(old.state), Some(lease.state)));
+        }
+        self.only_one(lease)?;
         self.integrity.subtract(self.sum, &mac)?;
         self.write(&Lease {
             id: old.id,
@@ -240,6 +311,28 @@ impl Applying<'_> {
             engine: old.engine,
             ..lease.clone()
         })
+    }
+
+    fn lease_due(&mut self, id: &LeaseId, due_at: u64) -> Result<(), StoreError> {
+        let Some((lease, mac)) = self.lease(id)? else {
+            return Ok(());
+        };
+        self.integrity.subtract(self.sum, &mac)?;
+        self.write(&Lease { due_at, ..lease })
+    }
+
+    fn lease_end(&mut self, id: &LeaseId) -> Result<(), StoreError> {
+        let found = self.lease(id)?;
+        let (old, _) = found.ok_or_else(|| StoreError::NotFound(format!("lease {id}")))?;
+        if !old.may_end() {
+            return Err(old.skips(Some(old.state), None));
+        }
+        self.remove(
+            "SELECT mac FROM leases WHERE id = ?1",
+            "DELETE FROM leases WHERE id = ?1",
+            id.as_str(),
+            "lease",
+        )
     }
 
     fn config_put(&mut self, configuration: &Configuration) -> Result<(), StoreError> {
