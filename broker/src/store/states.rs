@@ -20,17 +20,6 @@ impl LeaseState {
             .find(|state| state.number() == number)
     }
 
-    /// Its name for people.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Planned => "planned",
-            Self::Active => "active",
-            Self::Retiring => "retiring",
-            Self::Revoking => "revoking",
-        }
-    }
-
     /// Whether a lease in this state may be in the other one next.
     #[must_use]
     pub fn may_become(self, next: Self) -> bool {
