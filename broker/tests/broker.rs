@@ -7,6 +7,8 @@
     reason = "a test fails by panicking, and prints what it measured"
 )]
 
+#[path = "broker/connections.rs"]
+mod connections;
 #[path = "broker/harness.rs"]
 mod harness;
 #[path = "broker/hostile.rs"]

@@ -4,9 +4,11 @@ use super::Admin;
 use crate::door::{Door, Operator};
 use crate::http::{self, Answer};
 use hyper::body::{Bytes, Incoming};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Response};
 use mayfly_wire::admin::{
-    Apply, Desired, KvPut, LeaseFilter, MAX_BODY, NodeInfo, PolicyFile, Status, WorkloadInfo,
+    Apply, ConnectionSecret, Desired, KvPut, LeaseFilter, MAX_BODY, NodeInfo, PolicyFile, Status,
+    WorkloadInfo,
 };
 use mayfly_wire::{Code, KvPath, LeaseId, Refusal};
 use std::sync::Arc;
@@ -77,6 +79,19 @@ pub async fn answer(
             let filter = query.filter()?;
             http::json(&door.leases(operator, &filter).await?)
         }
+        (_, "connections", None) if get => http::json(&door.connections(operator).await?),
+        (&Method::PUT, "connections", Some(name)) => {
+            let name = name.parse().map_err(bad)?;
+            let secret: ConnectionSecret = http::read(body, MAX_BODY).await?;
+            http::json(&door.connection_set(operator, &name, &secret).await?)
+        }
+        (&Method::POST, "connections", Some(rest)) => match rest.strip_suffix("/rotate") {
+            Some(name) => {
+                let name = name.parse().map_err(bad)?;
+                http::json(&door.connection_rotate(operator, &name).await?)
+            }
+            None => Err(unknown(&head)),
+        },
         (_, "audit", None) if get => {
             let last = query
                 .number("last")?
@@ -93,15 +108,17 @@ pub async fn answer(
             }
             http::json(&admin.pki.node_certificate(name).map_err(bad)?)
         }
-        _ => {
-            let message = format!(
-                "{} {} is no request of this API",
-                head.method,
-                head.uri.path()
-            );
-            Err(Refusal::because(Code::NotFound, message))
-        }
+        _ => Err(unknown(&head)),
     }
+}
+
+fn unknown(head: &Parts) -> Refusal {
+    let message = format!(
+        "{} {} is no request of this API",
+        head.method,
+        head.uri.path()
+    );
+    Refusal::because(Code::NotFound, message)
 }
 
 fn bad(error: impl std::fmt::Display) -> Refusal {

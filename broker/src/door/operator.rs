@@ -6,10 +6,15 @@ use crate::engine::EngineError;
 use crate::engine::kv::nothing_at;
 use crate::policy::entity;
 use cedar_policy::Entity;
-use mayfly_wire::admin::{KvEntry, KvPut, KvValue, KvVersion, SecretText};
+use mayfly_wire::admin::{
+    ConnectionInfo, ConnectionSecret, KvEntry, KvPut, KvValue, KvVersion, SecretText,
+};
 use mayfly_wire::audit::Event;
-use mayfly_wire::{Code, FieldName, KvPath, Refusal, Secret};
+use mayfly_wire::{Code, ConnectionConfig, ConnectionName, FieldName, KvPath, Refusal, Secret};
 use std::collections::BTreeMap;
+
+/// Most bytes of the password of the broker's account at a server.
+const MAX_PASSWORD: usize = 1024;
 
 /// Who administers the broker, by the peer credentials of the admin socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,5 +251,88 @@ impl Door {
     pub async fn kv_list(&self, operator: &Operator) -> Result<Vec<KvEntry>, Refusal> {
         self.allow_broker(operator, "kv_list").await?;
         self.engines.kv.list().await.map_err(engine_failed)
+    }
+
+    /// Every server that is configured.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::Unavailable`].
+    pub async fn connections(&self, operator: &Operator) -> Result<Vec<ConnectionInfo>, Refusal> {
+        self.allow_broker(operator, "connection_list").await?;
+        let mut connections = Vec::new();
+        for config in self.applied().connections() {
+            connections.push(self.connection_info(config.clone()).await?);
+        }
+        Ok(connections)
+    }
+
+    /// Takes the password of the broker's own account at a server.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::NotFound`] for a server that is not configured, [`Code::BadRequest`]
+    /// for what is no password, [`Code::Unavailable`].
+    pub async fn connection_set(
+        &self,
+        operator: &Operator,
+        name: &ConnectionName,
+        secret: &ConnectionSecret,
+    ) -> Result<ConnectionInfo, Refusal> {
+        let config = self.connection(name)?;
+        let password = secret.password.decode();
+        let password = password.map_err(|expected| {
+            Refusal::because(Code::BadRequest, format!("password: {expected}"))
+        })?;
+        let length = password.len();
+        if !(1..=MAX_PASSWORD).contains(&length) {
+            let message = format!("password: expected 1 to {MAX_PASSWORD} bytes, found {length}");
+            return Err(Refusal::because(Code::BadRequest, message));
+        }
+        let act = Act::on("connection_set", "connection.set", name);
+        let on = entity::connection(&config).map_err(super::inside)?;
+        self.allow(operator, act, on).await?;
+        let set = self
+            .connections
+            .set_password(name, &password, self.now_ms());
+        set.await.map_err(engine_failed)?;
+        self.connection_info(config).await
+    }
+
+    /// Changes that password, so that nobody but the broker knows it.
+    ///
+    /// # Errors
+    /// As [`Door::connection_set`].
+    pub async fn connection_rotate(
+        &self,
+        operator: &Operator,
+        name: &ConnectionName,
+    ) -> Result<ConnectionInfo, Refusal> {
+        let config = self.connection(name)?;
+        let act = Act::on("connection_rotate", "connection.rotate", name);
+        let on = entity::connection(&config).map_err(super::inside)?;
+        self.allow(operator, act, on).await?;
+        let engine = self.engines.of(config.engine).map_err(engine_failed)?;
+        let rotated = engine.rotate_root(name, self.now_ms()).await;
+        rotated.map_err(engine_failed)?;
+        self.connection_info(config).await
+    }
+
+    fn connection(&self, name: &ConnectionName) -> Result<ConnectionConfig, Refusal> {
+        let applied = self.applied();
+        let mut connections = applied.connections().iter();
+        let found = connections.find(|config| config.name == *name);
+        found.cloned().ok_or_else(|| {
+            let message = format!(
+                "there is no connection {name}: expected [connection.{name}] in the configuration"
+            );
+            Refusal::because(Code::NotFound, message)
+        })
+    }
+
+    async fn connection_info(&self, config: ConnectionConfig) -> Result<ConnectionInfo, Refusal> {
+        let has_password = self.connections.has_password(&config.name).await;
+        Ok(ConnectionInfo {
+            has_password: has_password.map_err(engine_failed)?,
+            config,
+        })
     }
 }

@@ -13,7 +13,7 @@ use crate::seal::{RecordId, SealError};
 use crate::store::{Lease, Source, StoreError};
 use mayfly_wire::admin::{CredentialConfig, EngineConfig};
 use mayfly_wire::session::Layout;
-use mayfly_wire::{Code, EngineKind, Evidence, FieldName, LeaseId, Secret};
+use mayfly_wire::{Code, ConnectionName, EngineKind, Evidence, FieldName, LeaseId, Secret};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -152,6 +152,13 @@ pub trait Engine: Send + Sync {
     /// user's password. Says whether it was. Its holders are then given it anew.
     fn rotate<'a>(&'a self, _credential: &'a CredentialConfig, _now: u64) -> Answer<'a, bool> {
         Box::pin(async { Ok(false) })
+    }
+
+    /// Changes the password of the broker's own account at a server, after which nobody but the broker
+    /// knows it.
+    fn rotate_root<'a>(&'a self, connection: &'a ConnectionName, _now: u64) -> Answer<'a, ()> {
+        let problem = format!("{connection}: this engine has no account of its own to rotate");
+        Box::pin(async { Err(EngineError::Unfit(problem)) })
     }
 
     /// When [`rotate`](Self::rotate) is due by itself for this credential: milliseconds since the Unix

@@ -4,6 +4,7 @@
 use cedar_policy::{
     Entity, EntityAttrEvaluationError, EntityId, EntityTypeName, EntityUid, RestrictedExpression,
 };
+use mayfly_wire::ConnectionConfig;
 use mayfly_wire::admin::{CredentialConfig, EngineConfig};
 use mayfly_wire::evidence::{Companion, Container, Image, Settings};
 use mayfly_wire::{Evidence, Posture};
@@ -34,6 +35,7 @@ types!(
     CREDENTIAL = "Mayfly::Credential",
     KV_PATH = "Mayfly::KvPath",
     NODE = "Mayfly::Node",
+    CONNECTION = "Mayfly::Connection",
     OPERATOR = "Mayfly::Operator",
     WORKLOAD = "Mayfly::Workload"
 );
@@ -355,6 +357,22 @@ pub fn node(name: &str) -> Result<Entity, NoEntity> {
         uid("Node", &NODE, name)?,
         Vec::new(),
     )
+}
+
+/// A server, as the resource of an admin action.
+///
+/// # Errors
+/// [`NoEntity`], which nothing can cause.
+pub fn connection(config: &ConnectionConfig) -> Result<Entity, NoEntity> {
+    let name = config.name.as_str();
+    Attributes::default()
+        .must_text("name", name)
+        .must_text("engine", config.engine.as_str())
+        .entity(
+            "Connection",
+            uid("Connection", &CONNECTION, name)?,
+            Vec::new(),
+        )
 }
 
 /// The name of an action.
