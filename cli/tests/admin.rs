@@ -7,11 +7,17 @@
 
 use mayfly_wire::Code;
 use mayfly_wire::Refusal;
+use nix::pty::{OpenptyResult, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{LocalFlags, tcgetattr};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
 /// One request as it arrived: `METHOD PATH`, and its body.
@@ -269,4 +275,70 @@ fn a_mistake_in_the_configuration_is_told_before_the_broker_is_asked() {
     );
     assert!(broker.asked().is_empty());
     std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// A new terminal, and a `kv put` that has it as its own and asks on it. Nothing is typed before the
+/// question, because what came before is thrown away.
+fn asking(broker: &Broker) -> (OpenptyResult, Child) {
+    let terminal = openpty(None, None).unwrap();
+    let mut child = Command::new("setsid")
+        .arg("--ctty")
+        .arg(env!("CARGO_BIN_EXE_mayfly"))
+        .arg("--socket")
+        .arg(&broker.socket)
+        .args(["kv", "put", "orders/db"])
+        .stdin(terminal.slave.try_clone().unwrap())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 64];
+    let length = child.stderr.as_mut().unwrap().read(&mut said).unwrap();
+    assert!(String::from_utf8_lossy(&said[..length]).starts_with("Value"));
+    assert!(!echoes(&terminal), "what is typed would be shown");
+    (terminal, child)
+}
+
+fn echoes(terminal: &OpenptyResult) -> bool {
+    let flags = tcgetattr(&terminal.slave).unwrap().local_flags;
+    flags.contains(LocalFlags::ECHO)
+}
+
+#[test]
+fn a_value_is_asked_for_twice_on_a_terminal_and_not_shown() {
+    let broker = Broker::answering("terminal", |_| {
+        let version = json!({"path": "orders/db", "version": 1, "created_at": 1, "deleted": false,
+            "fields": ["value"]});
+        (200, version)
+    });
+    let (terminal, child) = asking(&broker);
+    let mut master = File::from(terminal.master.try_clone().unwrap());
+    // Both lines at once, as from a paste.
+    master.write_all(b"sesame\nsesame\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(echoes(&terminal));
+    let (line, body) = broker.asked().remove(0);
+    assert_eq!(line, "PUT /v1/kv/orders/db");
+    assert!(body.contains("c2VzYW1l"), "{body}");
+    let mut shown = [0; 64];
+    let length = master.read(&mut shown).unwrap();
+    assert!(!String::from_utf8_lossy(&shown[..length]).contains("sesame"));
+}
+
+#[test]
+fn whatever_ends_the_asking_leaves_the_terminal_as_it_was() {
+    let broker = Broker::refusing("interrupted", Code::Internal);
+    // Ctrl-C as it is typed, and a signal from elsewhere.
+    let (terminal, mut child) = asking(&broker);
+    let mut master = File::from(terminal.master.try_clone().unwrap());
+    master.write_all(b"half a sec\x03").unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGINT as i32));
+    assert!(echoes(&terminal), "Ctrl-C left the terminal without echo");
+
+    let (terminal, mut child) = asking(&broker);
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGTERM as i32));
+    assert!(echoes(&terminal), "SIGTERM left the terminal without echo");
+    assert!(broker.asked().is_empty());
 }

@@ -6,8 +6,8 @@ use mayfly_broker::config::Config;
 use mayfly_broker::run::{Broker, Options};
 use mayfly_wire::admin::Apply;
 use mayfly_wire::audit::Event;
-use mayfly_wire::link::NodeEvent;
-use mayfly_wire::{Code, CredentialName, Evidence};
+use mayfly_wire::link::{NodeEvent, Unpublished};
+use mayfly_wire::{Code, CredentialName, Evidence, PublishFailure, PublishFault};
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -222,4 +222,68 @@ async fn a_loss_of_records_is_accepted_once() {
     );
     open(true).await.unwrap();
     open(false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sidecar_that_cannot_publish_is_on_record_until_it_can() {
+    let dir = Dir::new();
+    let world = World::open(&dir.0).await;
+    world.apply(two_services()).await;
+    world.put("orders/db", "one").await;
+    let orders = evidence("orders", 1);
+    let report = |evidence: &Evidence, generation| {
+        NodeEvent::PublishFailed(Box::new(Unpublished {
+            evidence: evidence.clone(),
+            failure: PublishFailure {
+                generation,
+                code: PublishFault::Symlink,
+                detail: "a symlink to \"/etc\"".into(),
+            },
+        }))
+    };
+    let failing = async || {
+        let known = world.broker.door.workloads(&ROOT).await.unwrap();
+        let failing = known.into_iter().filter_map(|known| known.failure);
+        failing
+            .map(|failure| failure.generation)
+            .collect::<Vec<_>>()
+    };
+    let nodes = &world.broker.nodes;
+    let stolen = nodes.event("n2", report(&orders, 0)).await;
+    assert_eq!(code(stolen), Code::NotAttested);
+    assert!(failing().await.is_empty());
+
+    // Without a session, and so without a lease.
+    nodes.event(NODE, report(&orders, 0)).await.unwrap();
+    let recorded = |event: &Event| {
+        matches!(event, Event::PublishFailed { who, failure }
+            if who.workload == orders.workload && failure.code == PublishFault::Symlink)
+    };
+    assert_eq!(world.records().iter().filter(|e| recorded(e)).count(), 1);
+    assert_eq!(failing().await, [0]);
+
+    let mut client = world.connect(&orders).await.unwrap();
+    let bundle = client.bundle().await;
+    client.ack(bundle.generation).await;
+    world
+        .until(|event| matches!(event, Event::Acknowledged { .. }))
+        .await;
+    assert!(failing().await.is_empty());
+
+    // One that keeps reporting does not fill the log, and is heard no longer when it is dead.
+    let mut refused = 0;
+    for _ in 0..50 {
+        let noted = nodes.event(NODE, report(&orders, 1)).await;
+        refused += usize::from(matches!(noted, Err(why) if why.code == Code::TooMany));
+    }
+    assert_eq!(refused, 41);
+    assert_eq!(world.records().iter().filter(|e| recorded(e)).count(), 10);
+    assert_eq!(failing().await, [1]);
+    let died = NodeEvent::Died {
+        workload: orders.workload.clone(),
+    };
+    nodes.event(NODE, died).await.unwrap();
+    assert!(failing().await.is_empty());
+    let late = nodes.event(NODE, report(&orders, 1)).await;
+    assert_eq!(code(late), Code::NotAttested);
 }

@@ -9,6 +9,7 @@ pub mod node;
 pub mod plan;
 pub mod progress;
 pub mod secret_input;
+pub mod terminal;
 pub mod view;
 
 use crate::args::{Args, Command};

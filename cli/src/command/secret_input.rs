@@ -1,14 +1,13 @@
 //! Secret values on their way in: from a file, a pipe, or a terminal that does not echo. Never from
 //! the command line, which everybody on the host can read.
 
+use crate::command::terminal::Quiet;
 use crate::failure::Failure;
 use crate::output::note;
 use mayfly_wire::session::MAX_VALUE;
 use mayfly_wire::{FieldName, Secret};
-use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use std::fs::File;
-use std::io::{self, BufRead as _, IsTerminal as _, Read};
-use std::os::fd::AsFd as _;
+use std::io::{self, IsTerminal as _, Read};
 use std::path::{Path, PathBuf};
 
 const NEVER_IN_ARGUMENTS: &str = "values are never given as arguments, where every process on this \
@@ -108,8 +107,8 @@ fn limited(from: &mut dyn Read, name: &str) -> Result<Vec<u8>, Failure> {
 /// Asks on the terminal, twice as people expect of what they cannot see.
 fn without_echo() -> Result<Secret, Failure> {
     let quiet = Quiet::new()?;
-    let first = ask("Value (it is not shown): ")?;
-    let second = ask("Once more: ")?;
+    let first = quiet.ask("Value (it is not shown): ")?;
+    let second = quiet.ask("Once more: ")?;
     drop(quiet);
     if first.expose() != second.expose() {
         return Err(Failure::Usage(
@@ -117,41 +116,6 @@ fn without_echo() -> Result<Secret, Failure> {
         ));
     }
     Ok(first)
-}
-
-fn ask(question: &str) -> Result<Secret, Failure> {
-    let _ = io::Write::write_all(&mut io::stderr(), question.as_bytes());
-    let mut bytes = Vec::with_capacity(MAX_VALUE + 1);
-    io::stdin()
-        .lock()
-        .take(MAX_VALUE as u64)
-        .read_until(b'\n', &mut bytes)
-        .map_err(Failure::doing("cannot read from the terminal"))?;
-    if bytes.ends_with(b"\n") {
-        bytes.pop();
-    }
-    Ok(Secret::from(bytes))
-}
-
-/// The terminal without echo, as it was again when this is dropped.
-struct Quiet(Termios);
-
-impl Quiet {
-    fn new() -> Result<Self, Failure> {
-        let stdin = io::stdin();
-        let before = tcgetattr(stdin.as_fd())?;
-        let mut quiet = before.clone();
-        quiet.local_flags.remove(LocalFlags::ECHO);
-        quiet.local_flags.insert(LocalFlags::ECHONL);
-        tcsetattr(stdin.as_fd(), SetArg::TCSAFLUSH, &quiet)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Quiet {
-    fn drop(&mut self) {
-        let _ = tcsetattr(io::stdin().as_fd(), SetArg::TCSAFLUSH, &self.0);
-    }
 }
 
 #[cfg(test)]

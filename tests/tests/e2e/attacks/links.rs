@@ -1,4 +1,4 @@
-//! Symlinks that an application plants where its sidecar publishes.
+//! Symlinks that an application plants where its sidecar publishes: never followed, and each on record.
 
 use std::time::Duration;
 
@@ -41,13 +41,32 @@ pub fn planted(world: &World) -> Result<()> {
             0,
         )
     };
+    // The record says who, which generation, and what stood where.
+    let on_record = |mark: usize, generation: u64, name: &str| -> Result<()> {
+        let what = format!("a symlink at {name}, generation {generation}");
+        let event = world.on_record(mark, &what, |event| {
+            event["type"] == "publish_failed" && event["failure"]["generation"] == generation
+        })?;
+        let failure = &event["failure"];
+        let detail = failure["detail"].as_str().unwrap_or_default();
+        ensure!(
+            failure["code"] == "symlink"
+                && detail.contains(&format!("at `{name}`"))
+                && detail.contains(&outside),
+            "{event}"
+        );
+        let evidence = world.evidence(&container)?;
+        ensure!(event["who"]["workload"] == evidence["workload"], "{event}");
+        Ok(())
+    };
     // Where its generations are linked, and where a file will be.
-    for (link, name) in [
-        (format!("/shared/{outside}"), "..data"),
-        (format!("/shared/{outside}/file"), "attacker-key"),
+    for (generation, link, name) in [
+        (0, format!("/shared/{outside}"), "..data"),
+        (1, format!("/shared/{outside}/file"), "attacker-key"),
     ] {
         let path = format!("/run/secrets/{name}");
         application.tell(&format!("symlink {link} {path}"))?;
+        let mark = world.mark()?;
         let mut sidecar = run(&["--once", "--timeout", "3"])?;
         let status = sidecar.wait(SOON)?;
         ensure!(
@@ -56,6 +75,7 @@ pub fn planted(world: &World) -> Result<()> {
             sidecar.log()
         );
         untouched()?;
+        on_record(mark, generation, name)?;
         application.tell(&format!("remove {path}"))?;
     }
 
@@ -71,6 +91,7 @@ pub fn planted(world: &World) -> Result<()> {
     application.tell("remove /run/secrets/..data")?;
     application.tell(&format!("symlink /shared/{outside} /run/secrets/..data"))?;
     let rotated = random_text(24)?;
+    let mark = world.mark()?;
     world
         .broker
         .cli_with_input(&["kv", "put", "attacks/attacker", "-"], &rotated)?;
@@ -78,5 +99,23 @@ pub fn planted(world: &World) -> Result<()> {
         ensure!(sidecar.log().contains("at `..data`"), "{}", sidecar.log());
         Ok(Some(()))
     })?;
-    untouched()
+    untouched()?;
+    on_record(mark, 2, "..data")?;
+    let told = world.broker.cli(&["workloads"])?;
+    ensure!(
+        told.contains("cannot publish: a symlink stands where it publishes"),
+        "{told}"
+    );
+    let told = world.broker.cli(&["audit", "tail"])?;
+    ensure!(
+        told.contains("cannot publish generation 2: a symlink stands where it publishes"),
+        "{told}"
+    );
+    // It is tried again by itself, and no longer told as failing.
+    application.tell("remove /run/secrets/..data")?;
+    holds(&rotated)?;
+    wait_until(SOON, "the end of the complaint", || {
+        let told = world.broker.cli(&["workloads"])?;
+        Ok((!told.contains("cannot publish")).then_some(()))
+    })
 }

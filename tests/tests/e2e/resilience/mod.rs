@@ -8,5 +8,6 @@ mod disk;
 mod garbage;
 mod memory;
 mod node;
+mod pace;
 mod store;
 mod tokens;
