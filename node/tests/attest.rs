@@ -17,5 +17,7 @@ mod attest {
     pub mod found;
     pub mod harness;
     pub mod senders;
+    pub mod shared;
+    pub mod stand_in;
     pub mod watched;
 }

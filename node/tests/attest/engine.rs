@@ -1,134 +1,14 @@
-//! What a container engine says, and when it is not believed. The engine here is a server that says
-//! what a test wants; what Docker really says is tested with Docker.
+//! What a container engine says, and when it is not believed.
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::harness::{Cgroup, NAMESPACES, Node, Told, container, id_of, unique};
+use super::harness::{Node, Told, container, id_of, unique};
+use super::stand_in::{
+    DIGEST, EARLIER, Engine, ID, LATER, Says, attested, first_pid, honest, inspected, named,
+};
 use mayfly_wire::evidence::Settings;
-use mayfly_wire::{Assurance, Code, Evidence};
-
-const ID: &str = "4f1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c";
-const DIGEST: &str = "sha256:aa1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c";
-
-type Says = Box<dyn FnMut(&str) -> Option<String> + Send>;
-
-/// An engine that answers each path with what `says` makes of it.
-struct Engine {
-    path: PathBuf,
-    says: Arc<Mutex<Says>>,
-    asked: Arc<AtomicUsize>,
-}
-
-impl Engine {
-    fn new(says: impl FnMut(&str) -> Option<String> + Send + 'static) -> Self {
-        let path = std::env::temp_dir().join(unique("engine"));
-        let listener = UnixListener::bind(&path).unwrap();
-        let says: Arc<Mutex<Says>> = Arc::new(Mutex::new(Box::new(says)));
-        let asked = Arc::new(AtomicUsize::new(0));
-        let (answers, count) = (Arc::clone(&says), Arc::clone(&asked));
-        // It ends with the test's process.
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-                let first = lines.next().unwrap().unwrap();
-                while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
-                count.fetch_add(1, Ordering::Relaxed);
-                let path = first.split(' ').nth(1).unwrap();
-                let (status, body) = match (answers.lock().unwrap())(path) {
-                    Some(body) => ("200 OK", body),
-                    None => ("404 Not Found", "{}".to_owned()),
-                };
-                let head = format!(
-                    "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n",
-                    body.len()
-                );
-                let _gone = stream
-                    .write_all(head.as_bytes())
-                    .and_then(|()| stream.write_all(body.as_bytes()));
-            }
-        });
-        Self { path, says, asked }
-    }
-
-    fn says(&self, says: impl FnMut(&str) -> Option<String> + Send + 'static) {
-        *self.says.lock().unwrap() = Box::new(says);
-    }
-
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::Relaxed)
-    }
-
-    fn node(&self) -> Node {
-        Node::with_engines(&[], vec![self.path.clone()])
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        let _gone = std::fs::remove_file(&self.path);
-    }
-}
-
-/// Says that this pid is a container's, which was started at some time.
-fn honest(
-    id: &'static str,
-    pid: u32,
-    started: &'static str,
-) -> impl FnMut(&str) -> Option<String> + Send {
-    move |path| {
-        if path == format!("/containers/{id}/json") {
-            return Some(inspected(id, pid, started));
-        }
-        match path {
-            "/version" => Some(r#"{"Components":[{"Name":"Engine"}]}"#.to_owned()),
-            path if path.starts_with("/containers/json") => Some(format!(r#"[{{"Id":"{id}"}}]"#)),
-            path if path == format!("/images/{DIGEST}/json") => {
-                Some(r#"{"RepoDigests":["shop/orders@sha256:bb","<none>@<none>"]}"#.to_owned())
-            }
-            _ => None,
-        }
-    }
-}
-
-/// After any process of the tests was started.
-const LATER: &str = "2999-01-01T00:00:00.000000000Z";
-/// Before.
-const EARLIER: &str = "2001-01-01T00:00:00.000000000Z";
-
-fn inspected(id: &str, pid: u32, started: &str) -> String {
-    format!(
-        r#"{{"Id":"{id}","Name":"/orders","Image":"{DIGEST}",
-        "State":{{"Pid":{pid},"StartedAt":"{started}"}},
-        "Config":{{"Image":"shop/orders:latest","Labels":{{"com.docker.compose.project":"shop",
-        "com.docker.compose.service":"orders"}}}},
-        "HostConfig":{{"Privileged":false,"CapAdd":["SYS_PTRACE"],"CapDrop":null}}}}"#
-    )
-}
-
-/// A container whose cgroup's name has the id in it, and the pid of its first process.
-fn named(id: &str) -> (Cgroup, Told, u32) {
-    let cgroup = Cgroup::new(&format!("docker-{id}.scope"));
-    let mut told = Told::start(&cgroup, &NAMESPACES);
-    let pid = first_pid(&mut told);
-    (cgroup, told, pid)
-}
-
-fn first_pid(told: &mut Told) -> u32 {
-    let node = Node::new(&[]);
-    let (_stream, peer) = node.connected(told);
-    peer.pid()
-}
-
-fn attested(node: &Node, told: &mut Told) -> Evidence {
-    let (_stream, peer) = node.connected(told);
-    node.attest(&peer).unwrap().evidence
-}
+use mayfly_wire::{Assurance, Code};
 
 #[test]
 fn metadata_is_bound_and_asked_for_once() {
@@ -338,38 +218,4 @@ fn a_silent_engine_costs_its_time_once() {
     refused(&node, &mut other);
     assert!(start.elapsed() < Duration::from_secs(1));
     std::fs::remove_file(&path).unwrap();
-}
-
-#[test]
-fn a_companion_in_a_container_of_its_own_is_named() {
-    const OTHER: &str = "cc1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c";
-    let (application, mut told, pid) = named(ID);
-    let sidecar = Cgroup::new(&format!("docker-{OTHER}.scope"));
-    let namespace = format!("--pid=/proc/{pid}/ns/pid");
-    let words = ["nsenter", &namespace, "unshare", "--mount", "--net"];
-    let mut companion = Told::start(&sidecar, &words);
-    let companions_pid = {
-        let node = Node::new(&[]);
-        let (_stream, peer) = node.connected(&mut companion);
-        peer.pid()
-    };
-    let (mut one, mut other) = (honest(ID, pid, LATER), honest(OTHER, companions_pid, LATER));
-    let engine = Engine::new(move |path| one(path).or_else(|| other(path)));
-    let node = engine.node();
-    let (_stream, peer) = node.connected(&mut companion);
-    let evidence = node.attest(&peer).unwrap().evidence;
-    assert_eq!(evidence.container.unwrap().id, ID);
-    assert_eq!(evidence.workload.cgroup_id, id_of(&application));
-    assert_eq!(evidence.init_pid, pid);
-    let found = evidence.companion.unwrap();
-    assert_eq!(found.cgroup_id, id_of(&sidecar));
-    assert_eq!(found.container.unwrap().id, OTHER);
-    // Its own container's first process tells where it began.
-    assert_eq!(evidence.own_namespaces, Some(true));
-    companion.tell("unshare mount");
-    let evidence = node.attest(&peer).unwrap().evidence;
-    assert_eq!(evidence.own_namespaces, Some(false));
-    // The application itself is the same workload, without a companion.
-    let own = attested(&node, &mut told);
-    assert_eq!((own.workload, own.companion), (evidence.workload, None));
 }

@@ -320,6 +320,16 @@ pub fn receive(stream: &UnixStream) -> (String, Received) {
     }
 }
 
+/// Has one process pass its connection to another; answers its number there.
+pub fn pass(from: &mut Told, to: &mut Told) -> String {
+    let path = std::env::temp_dir().join(unique("pass"));
+    to.tell(&format!("listen {}", path.display()));
+    from.tell(&format!("give {}", path.display()));
+    let number = to.tell("take").remove(0);
+    fs::remove_file(&path).unwrap();
+    number
+}
+
 /// A runtime as the node's.
 pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()

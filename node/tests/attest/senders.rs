@@ -1,6 +1,6 @@
 //! Who sends on a peer's connection.
 
-use super::harness::{Node, Told, container, dies, receive, unique};
+use super::harness::{Node, Told, container, dies, pass, receive};
 use mayfly_wire::Facility;
 
 /// Checks the next message; answers the reason why it is refused.
@@ -14,16 +14,6 @@ fn next(
         .check_sender(peer, &received)
         .err()
         .map(|error| error.reason)
-}
-
-/// Has one process pass its connection to another; answers its number there.
-fn pass(from: &mut Told, to: &mut Told) -> String {
-    let path = std::env::temp_dir().join(unique("pass"));
-    to.tell(&format!("listen {}", path.display()));
-    from.tell(&format!("give {}", path.display()));
-    let number = to.tell("take").remove(0);
-    std::fs::remove_file(&path).unwrap();
-    number
 }
 
 #[test]
