@@ -99,6 +99,36 @@ fn the_outermost_known_container_wins() {
     assert_eq!(evidence.workload.cgroup_id, id_of(&outer));
 }
 
+/// One that runs inside of it is its own affair.
+#[test]
+fn a_container_within_a_container_is_the_outer_ones() {
+    const INNER: &str = "bb1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c";
+    let (outer, _told, pid) = named(ID);
+    let inner = outer.inside(INNER);
+    let namespace = format!("--pid=/proc/{pid}/ns/pid");
+    let mut nested = Told::start(&inner, &["nsenter", &namespace, "unshare", "--mount"]);
+    let (mut one, mut other) = (
+        honest(ID, pid, LATER),
+        honest(INNER, first_pid(&mut nested), LATER),
+    );
+    let engine = Engine::new(move |path| one(path).or_else(|| other(path)));
+    let evidence = attested(&engine.node(), &mut nested);
+    assert_eq!(evidence.container.unwrap().id, ID);
+    assert_eq!(evidence.workload.cgroup_id, id_of(&outer));
+    assert_eq!(evidence.companion, None);
+}
+
+#[test]
+fn an_answer_about_another_container_is_none() {
+    let (_cgroup, mut told, pid) = named(ID);
+    let other = DIGEST.trim_start_matches("sha256:");
+    let engine = Engine::new(move |path| {
+        (path == format!("/containers/{ID}/json")).then(|| inspected(other, pid, LATER))
+    });
+    let evidence = attested(&engine.node(), &mut told);
+    assert_eq!(evidence.assurance, Assurance::Kernel);
+}
+
 #[test]
 fn an_engine_that_lies_or_raves_is_not_believed() {
     let cases: [(&str, Says); 5] = [

@@ -88,6 +88,32 @@ fn a_nested_pid_namespace_is_the_outer_ones() {
     assert_eq!(evidence.own_namespaces, Some(true));
 }
 
+/// A first process that is in a user namespace of its own before anyone sees it: there it may mount
+/// what it likes, and then give up what shows that it could.
+#[test]
+fn mounts_do_not_count_in_a_user_namespace_that_the_container_made() {
+    let node = Node::new(&[]);
+    let cgroup = Cgroup::new("nested-user");
+    let nested = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "setpriv",
+        "--bounding-set=-sys_admin",
+    ];
+    let mut told = Told::start(&cgroup, &[&NAMESPACES[..], &nested].concat());
+    let evidence = attested(&node, &mut told);
+    // All else is as an honest container's.
+    assert_eq!(evidence.own_namespaces, Some(true));
+    let bounding = evidence.init.bounding_capabilities.as_ref().unwrap();
+    assert!(!bounding.contains(&"sys_admin".to_owned()));
+    assert_eq!(
+        (evidence.init.read_only_root, &evidence.init.engine_sockets),
+        (None, &None)
+    );
+}
+
 #[test]
 fn leaving_its_namespaces_after_connecting_is_seen() {
     for kinds in ["mount", "user", "user mount"] {
