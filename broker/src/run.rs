@@ -6,7 +6,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::door::{self, Door, Parts};
 use crate::engine::connections::Connections;
-use crate::engine::{Engine, EngineError, Engines, jwt, kv};
+use crate::engine::{Engine, EngineError, Engines, jwt, kv, ssh, x509};
 use crate::leases;
 use crate::nodes::Nodes;
 use crate::nodes::embedded::Embedded;
@@ -97,6 +97,10 @@ pub struct Broker {
     pub nodes: Arc<Nodes>,
     /// What certifies nodes and servers.
     pub pki: Arc<Pki>,
+    /// What certifies for TLS.
+    pub x509: Arc<x509::X509>,
+    /// What certifies for OpenSSH.
+    pub ssh: Arc<ssh::Ssh>,
     jwt: Arc<jwt::Jwt>,
 }
 
@@ -128,6 +132,18 @@ impl Broker {
             clock.now_ms(),
         );
         let jwt = Arc::new(jwt.await?);
+        let both = || (Arc::clone(&store), Arc::clone(&keys));
+        let (of_store, of_keys) = both();
+        let x509 = x509::X509::open(of_store, of_keys, x509::X509::schedule()).await?;
+        let x509 = Arc::new(x509);
+        let (of_store, of_keys) = both();
+        let ssh = ssh::Ssh::open(of_store, of_keys, ssh::Ssh::schedule()).await?;
+        let ssh = Arc::new(ssh);
+        let others: [(EngineKind, Arc<dyn Engine>); 3] = [
+            (EngineKind::Jwt, Arc::clone(&jwt) as _),
+            (EngineKind::X509, Arc::clone(&x509) as _),
+            (EngineKind::Ssh, Arc::clone(&ssh) as _),
+        ];
         let pki = Pki::open(store.as_ref(), &keys, Arc::clone(&clock)).await?;
         let connections = Connections::new(Arc::clone(&store), Arc::clone(&keys));
         let kv = Arc::new(kv::Kv::new(Arc::clone(&store), keys, Arc::clone(&clock)));
@@ -135,7 +151,7 @@ impl Broker {
             store,
             engines: Engines {
                 kv,
-                others: BTreeMap::from([(EngineKind::Jwt, Arc::clone(&jwt) as Arc<dyn Engine>)]),
+                others: BTreeMap::from(others),
             },
             connections: Arc::new(connections),
             audit,
@@ -149,6 +165,8 @@ impl Broker {
             hub,
             nodes,
             pki: Arc::new(pki),
+            x509,
+            ssh,
             jwt,
         })
     }
@@ -164,6 +182,12 @@ impl Broker {
         tasks.spawn(Arc::clone(&self.hub).push_changes(stop.clone()));
         tasks.spawn(maintain(
             Arc::clone(&self.jwt),
+            Arc::clone(&self.door),
+            stop.clone(),
+        ));
+        tasks.spawn(maintain_authorities(
+            Arc::clone(&self.x509),
+            Arc::clone(&self.ssh),
             Arc::clone(&self.door),
             stop.clone(),
         ));
@@ -241,6 +265,27 @@ async fn maintain(jwt: Arc<jwt::Jwt>, door: Arc<Door>, mut stop: watch::Receiver
             Ok(true) => tracing::info!("the signing keys changed"),
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "the signing keys stay as they are"),
+        }
+    }
+}
+
+async fn maintain_authorities(
+    x509: Arc<x509::X509>,
+    ssh: Arc<ssh::Ssh>,
+    door: Arc<Door>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let told = |kind: EngineKind, changed: Result<bool, EngineError>| match changed {
+        Ok(true) => tracing::info!(%kind, "an authority changed"),
+        Ok(false) => {}
+        Err(error) => tracing::error!(%kind, %error, "an authority stays as it is"),
+    };
+    loop {
+        told(EngineKind::X509, x509.maintain(door.now_ms()).await);
+        told(EngineKind::Ssh, ssh.maintain(door.now_ms()).await);
+        tokio::select! {
+            () = stopped(&mut stop) => return,
+            () = tokio::time::sleep(MAINTAIN) => {}
         }
     }
 }

@@ -35,7 +35,10 @@ use crate::workload::{LeaseId, WorkloadKey};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-pub use crate::engine::{EngineConfig, EngineKind, JwtAlgorithm};
+pub use crate::engine::{
+    EngineConfig, EngineKind, JwtAlgorithm, SshExtension, SshKind, SshSettings, X509Key, X509Settings,
+    X509Usage,
+};
 
 /// Where the admin socket is.
 pub const SOCKET: &str = "/run/mayfly/admin.sock";

@@ -93,6 +93,10 @@ pub enum EngineConfig {
     Postgres(SqlSettings),
     /// A MariaDB or MySQL user.
     Mysql(SqlSettings),
+    /// An X.509 certificate and its key.
+    X509(X509Settings),
+    /// An OpenSSH certificate and its key.
+    Ssh(SshSettings),
 }
 
 impl EngineConfig {
@@ -104,6 +108,8 @@ impl EngineConfig {
             Self::Jwt { .. } => EngineKind::Jwt,
             Self::Postgres(_) => EngineKind::Postgres,
             Self::Mysql(_) => EngineKind::Mysql,
+            Self::X509(_) => EngineKind::X509,
+            Self::Ssh(_) => EngineKind::Ssh,
         }
     }
 
@@ -111,7 +117,7 @@ impl EngineConfig {
     #[must_use]
     pub fn connection(&self) -> Option<&ConnectionName> {
         match self {
-            Self::Kv { .. } | Self::Jwt { .. } => None,
+            Self::Kv { .. } | Self::Jwt { .. } | Self::X509(_) | Self::Ssh(_) => None,
             Self::Postgres(settings) | Self::Mysql(settings) => Some(&settings.connection),
         }
     }
@@ -158,6 +164,120 @@ pub struct SqlSettings {
     /// How passwords are made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<PasswordPolicy>,
+}
+
+/// An X.509 certificate. It has at least one name. Names are templates over the evidence, and what the
+/// evidence says never adds a label, a segment or a separator to them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct X509Settings {
+    /// Its SPIFFE ID: `spiffe://TRUST-DOMAIN/PATH`. The trust domain is plain text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spiffe_id: Option<String>,
+    /// Its DNS names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns_names: Vec<String>,
+    /// The common name of its subject, for servers that take a user's name from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub common_name: Option<String>,
+    /// What it may be used for.
+    #[serde(default = "X509Usage::both")]
+    pub usage: Vec<X509Usage>,
+    /// The kind of its key.
+    #[serde(default)]
+    pub key: X509Key,
+}
+
+/// A side of a TLS connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum X509Usage {
+    /// The side that connects.
+    Client,
+    /// The side that is connected to.
+    Server,
+}
+
+impl X509Usage {
+    fn both() -> Vec<Self> {
+        vec![Self::Client, Self::Server]
+    }
+}
+
+/// The kind of a certificate's key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum X509Key {
+    /// ECDSA with P-256, which everybody takes.
+    #[default]
+    #[serde(rename = "ecdsa-p256")]
+    EcdsaP256,
+    /// Ed25519.
+    #[serde(rename = "ed25519")]
+    Ed25519,
+}
+
+/// An OpenSSH certificate, always with an Ed25519 key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SshSettings {
+    /// Whom it certifies.
+    pub kind: SshKind,
+    /// The names that it is good for, at least one: users to log in as, or names of the host. Templates
+    /// over the evidence, and what the evidence says never adds a separator to them.
+    pub principals: Vec<String>,
+    /// What its holder may do besides running a command. Users only; none unless given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extensions: Vec<SshExtension>,
+    /// The one command that its holder may run, plain text. Users only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force_command: Option<String>,
+    /// The networks that it may be used from: addresses, or address/length. Users only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_address: Vec<String>,
+}
+
+/// Whom an OpenSSH certificate certifies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SshKind {
+    /// Somebody who logs in.
+    User,
+    /// A host that is logged in to.
+    Host,
+}
+
+/// What a user's certificate allows (`PROTOCOL.certkeys` of OpenSSH, "Extensions").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum SshExtension {
+    /// X11 forwarding.
+    #[serde(rename = "permit-X11-forwarding")]
+    X11Forwarding,
+    /// Forwarding of the user's agent.
+    #[serde(rename = "permit-agent-forwarding")]
+    AgentForwarding,
+    /// Forwarding of ports.
+    #[serde(rename = "permit-port-forwarding")]
+    PortForwarding,
+    /// A terminal.
+    #[serde(rename = "permit-pty")]
+    Pty,
+    /// The user's `~/.ssh/rc`.
+    #[serde(rename = "permit-user-rc")]
+    UserRc,
+}
+
+impl SshExtension {
+    /// Its name in a certificate.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::X11Forwarding => "permit-X11-forwarding",
+            Self::AgentForwarding => "permit-agent-forwarding",
+            Self::PortForwarding => "permit-port-forwarding",
+            Self::Pty => "permit-pty",
+            Self::UserRc => "permit-user-rc",
+        }
+    }
 }
 
 /// How passwords are made. At least 128 bits of them are random.

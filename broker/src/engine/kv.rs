@@ -309,7 +309,7 @@ fn check_limits(fields: &BTreeMap<FieldName, Secret>) -> Result<(), EngineError>
 
 /// For each field: length of its name (1 byte), name, length of its value (4 bytes), value. In one
 /// block of the right size, so that no copy is left where a growing vector stood.
-fn encode(fields: &BTreeMap<FieldName, Secret>) -> Secret {
+pub(super) fn encode(fields: &BTreeMap<FieldName, Secret>) -> Secret {
     let length = fields
         .iter()
         .map(|(name, value)| 1 + name.as_str().len() + 4 + value.len())
@@ -325,7 +325,7 @@ fn encode(fields: &BTreeMap<FieldName, Secret>) -> Secret {
     Secret::from(bytes)
 }
 
-fn decode(plaintext: &Secret) -> Option<BTreeMap<FieldName, Secret>> {
+pub(super) fn decode(plaintext: &Secret) -> Option<BTreeMap<FieldName, Secret>> {
     let mut rest = plaintext.expose();
     let mut fields = BTreeMap::new();
     while let Some((length, after)) = rest.split_first() {

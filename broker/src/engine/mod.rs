@@ -1,13 +1,18 @@
 //! Engines: what makes credentials of one kind. To add a kind, implement [`Engine`], add its settings to
 //! `EngineConfig`, and give it to [`Engines`] in `run`.
 
+mod authority;
 pub mod connections;
 pub mod jwt;
 pub mod kv;
+mod names;
+mod pair;
 mod ring;
+pub mod ssh;
 mod template;
 #[cfg(test)]
 mod tests;
+pub mod x509;
 
 use crate::seal::{RecordId, SealError};
 use crate::store::{Lease, Source, StoreError};

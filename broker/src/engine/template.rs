@@ -71,9 +71,32 @@ impl Template {
         credential: &CredentialName,
         evidence: &Evidence,
     ) -> Result<String, String> {
+        self.render_within(credential, evidence, |_| true)
+    }
+
+    /// Fills it in. Of what somebody who starts containers can choose, only characters that satisfy
+    /// `fits` are taken: what separates the parts of a name then comes from the template alone.
+    ///
+    /// # Errors
+    /// As for [`Template::render`], and for a value with another character.
+    pub(super) fn render_within(
+        &self,
+        credential: &CredentialName,
+        evidence: &Evidence,
+        fits: fn(char) -> bool,
+    ) -> Result<String, String> {
         let mut text = String::new();
         for part in &self.0 {
-            text.push_str(&part.value(credential, evidence)?);
+            let value = part.value(credential, evidence)?;
+            if let Some(other) = value.chars().find(|c| part.is_foreign() && !fits(*c)) {
+                let value: String = value.chars().take(80).collect();
+                return Err(format!(
+                    "the evidence about {} says {value:?} for {part:?}: a name cannot take {other:?} \
+                     from there",
+                    evidence.display_name()
+                ));
+            }
+            text.push_str(&value);
             if text.len() > MAX_RENDERED {
                 return Err(format!(
                     "a template becomes longer than {MAX_RENDERED} bytes for workload {}",
@@ -88,7 +111,34 @@ impl Template {
     }
 }
 
+impl Template {
+    /// The text before the first placeholder.
+    pub(super) fn prefix(&self) -> &str {
+        match self.0.first() {
+            Some(Part::Text(text)) => text,
+            _ => "",
+        }
+    }
+
+    /// The text, with `sample` in place of each placeholder, so that the rest of it can be checked.
+    pub(super) fn sample(&self, sample: &str) -> String {
+        let parts = self.0.iter().map(|part| match part {
+            Part::Text(text) => text.as_str(),
+            _ => sample,
+        });
+        parts.collect()
+    }
+}
+
 impl Part {
+    /// Whether whoever starts the container chooses the value.
+    fn is_foreign(&self) -> bool {
+        !matches!(
+            self,
+            Self::Text(_) | Self::Credential | Self::Node | Self::Workload
+        )
+    }
+
     fn named(name: &str) -> Option<Self> {
         Some(match name {
             "credential" => Self::Credential,
