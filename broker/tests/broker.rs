@@ -15,7 +15,13 @@ mod harness;
 mod hostile;
 #[path = "broker/issue.rs"]
 mod issue;
+#[path = "broker/issuing.rs"]
+mod issuing;
 #[path = "broker/lives.rs"]
 mod lives;
 #[path = "broker/operators.rs"]
 mod operators;
+#[path = "broker/ssh.rs"]
+mod ssh;
+#[path = "broker/x509.rs"]
+mod x509;

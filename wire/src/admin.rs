@@ -36,8 +36,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 pub use crate::engine::{
-    EngineConfig, EngineKind, JwtAlgorithm, SshExtension, SshKind, SshSettings, X509Key, X509Settings,
-    X509Usage,
+    EngineConfig, EngineKind, JwtAlgorithm, SshExtension, SshKind, SshSettings, X509Key,
+    X509Settings, X509Usage,
 };
 
 /// Where the admin socket is.

@@ -154,7 +154,11 @@ fn begins<G: Generation>(
     let soon = now.saturating_add(schedule.publish_ahead.max(longest_ttl));
     if last.ends() <= soon {
         // After a stop of years there is nothing that an overlap could save.
-        return Some(if last.ends() <= now { now } else { soon.min(last.ends()) });
+        return Some(if last.ends() <= now {
+            now
+        } else {
+            soon.min(last.ends())
+        });
     }
     let due = last.signs_from().saturating_add(schedule.rotate_every);
     let is_pending = last.signs_from() > now;
@@ -177,7 +181,9 @@ pub(super) fn take<'a>(from: &mut &'a [u8]) -> Result<&'a [u8], AuthorityError> 
     let (length, rest) = split.ok_or(AuthorityError::Stored)?;
     let length = usize::try_from(u32::from_be_bytes(*length));
     let length = length.map_err(|_| AuthorityError::Stored)?;
-    let (bytes, rest) = rest.split_at_checked(length).ok_or(AuthorityError::Stored)?;
+    let (bytes, rest) = rest
+        .split_at_checked(length)
+        .ok_or(AuthorityError::Stored)?;
     *from = rest;
     Ok(bytes)
 }
@@ -242,11 +248,19 @@ impl<G: Generation> Authority<G> {
     /// Publishes the next authority, unless it is already. Gives the time from which the newest signs.
     pub(super) async fn rotate(&self, now: u64) -> Result<u64, EngineError> {
         self.become_right(now, 0, true).await?;
-        Ok(self.current().all.last().map_or(now, |last| last.signs_from()))
+        Ok(self
+            .current()
+            .all
+            .last()
+            .map_or(now, |last| last.signs_from()))
     }
 
     /// What can sign at `now` for something that lives `ttl` milliseconds.
-    pub(super) async fn ready(&self, now: u64, ttl: u64) -> Result<Arc<Succession<G>>, EngineError> {
+    pub(super) async fn ready(
+        &self,
+        now: u64,
+        ttl: u64,
+    ) -> Result<Arc<Succession<G>>, EngineError> {
         // It stays published for as long as what it signs lives, so the longest is known before.
         let current = self.current();
         if current.all.is_empty() || ttl > current.longest_ttl {
@@ -262,7 +276,9 @@ impl<G: Generation> Authority<G> {
         rotate: bool,
     ) -> Result<bool, EngineError> {
         let mut stored = self.stored.lock().await;
-        let next = self.current().next(now, self.schedule, longest_ttl, rotate)?;
+        let next = self
+            .current()
+            .next(now, self.schedule, longest_ttl, rotate)?;
         let Some(next) = next else {
             return Ok(false);
         };
@@ -359,7 +375,10 @@ mod tests {
 
     #[test]
     fn after_years_without_a_broker_the_next_signs_at_once() {
-        let first = All::default().next(0, SCHEDULE, 300, false).unwrap().unwrap();
+        let first = All::default()
+            .next(0, SCHEDULE, 300, false)
+            .unwrap()
+            .unwrap();
         let late = first.next(9800, SCHEDULE, 300, false).unwrap().unwrap();
         assert_eq!(froms(&late), [0, 10_000]);
         let later = first.next(20_000, SCHEDULE, 300, false).unwrap().unwrap();

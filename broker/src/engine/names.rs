@@ -128,13 +128,11 @@ fn spiffe(id: &str) -> Result<(), &'static str> {
         let fits = |c: char| in_label(c) || matches!(c, '.' | '_');
         (1..=255).contains(&domain.len()) && domain.chars().all(fits)
     };
-    let is_segment = |segment: &str| {
-        !matches!(segment, "" | "." | "..") && segment.chars().all(in_segment)
-    };
+    let is_segment =
+        |segment: &str| !matches!(segment, "" | "." | "..") && segment.chars().all(in_segment);
     let parts = id.strip_prefix(SPIFFE).and_then(|id| id.split_once('/'));
     let good = id.len() <= 2048
-        && parts
-            .is_some_and(|(domain, path)| is_domain(domain) && path.split('/').all(is_segment));
+        && parts.is_some_and(|(domain, path)| is_domain(domain) && path.split('/').all(is_segment));
     good.then_some(()).ok_or(
         "spiffe://TRUST-DOMAIN/PATH, the trust domain of a-z, 0-9, '.', '-' and '_', each segment of the \
          path of a-z, A-Z, 0-9, '.', '-' and '_' and neither '.' nor '..'",
@@ -176,16 +174,34 @@ mod tests {
     fn names_are_made_from_the_evidence() {
         let dns = render(DNS, "{compose.service}.{compose.project}.internal", "");
         assert_eq!(dns.unwrap(), "orders.shop.internal");
-        let id = render(SPIFFE_ID, "spiffe://example.org/{node}/{compose.service}", "");
+        let id = render(
+            SPIFFE_ID,
+            "spiffe://example.org/{node}/{compose.service}",
+            "",
+        );
         assert_eq!(id.unwrap(), "spiffe://example.org/node-1/orders");
         assert_eq!(render(USER, "deploy", "").unwrap(), "deploy");
-        assert_eq!(render(COMMON_NAME, "{credential}", "").unwrap(), "orders-db");
+        assert_eq!(
+            render(COMMON_NAME, "{credential}", "").unwrap(),
+            "orders-db"
+        );
     }
 
     #[test]
     fn templates_that_can_never_be_a_name_are_refused_when_they_are_applied() {
         for text in [
-            "*.example", "a..b", ".a", "a.", "-a", "a-", "A", "a_b", "10.0.0.1", "a b", "", "{label.}",
+            "*.example",
+            "a..b",
+            ".a",
+            "a.",
+            "-a",
+            "a-",
+            "A",
+            "a_b",
+            "10.0.0.1",
+            "a b",
+            "",
+            "{label.}",
         ] {
             assert!(Name::parse(DNS, text).is_err(), "{text:?}");
         }
@@ -222,9 +238,48 @@ mod tests {
             usize::try_from(state % below as u64).unwrap()
         };
         let pieces = [
-            "a", "Z", "9", "-", "_", ".", "..", "/", "/../", "//", "\\", ",", "*", "?", "!", "@", ":",
-            "%2f", "%00", "\0", "\n", "\r\n", "\t", " ", "\u{202e}", "é", "ⅰ", "．", "。", "spiffe://",
-            "root", "{", "}", "{node}", "\"", "'", "=", "#", "xn--", "localhost", "example.org", "$(id)",
+            "a",
+            "Z",
+            "9",
+            "-",
+            "_",
+            ".",
+            "..",
+            "/",
+            "/../",
+            "//",
+            "\\",
+            ",",
+            "*",
+            "?",
+            "!",
+            "@",
+            ":",
+            "%2f",
+            "%00",
+            "\0",
+            "\n",
+            "\r\n",
+            "\t",
+            " ",
+            "\u{202e}",
+            "é",
+            "ⅰ",
+            "．",
+            "。",
+            "spiffe://",
+            "root",
+            "{",
+            "}",
+            "{node}",
+            "\"",
+            "'",
+            "=",
+            "#",
+            "xn--",
+            "localhost",
+            "example.org",
+            "$(id)",
         ];
         let mut values: Vec<String> = pieces.iter().map(|piece| (*piece).to_owned()).collect();
         for _ in 0..20_000 {
@@ -242,7 +297,10 @@ mod tests {
             if let Ok(name) = render(DNS, "api.{label.x}.example.org", &value) {
                 assert_eq!(name, format!("api.{value}.example.org"));
                 assert_eq!(name.matches('.').count(), 3, "{name:?}");
-                assert!(value.len() <= 63 && value.chars().all(in_label), "{value:?}");
+                assert!(
+                    value.len() <= 63 && value.chars().all(in_label),
+                    "{value:?}"
+                );
                 taken += 1;
             }
             if let Ok(id) = render(SPIFFE_ID, "spiffe://example.org/apps/{label.x}/web", &value) {
@@ -261,6 +319,9 @@ mod tests {
                 taken += 1;
             }
         }
-        assert!(taken > 1000, "{taken}: the values are too hostile to show anything");
+        assert!(
+            taken > 1000,
+            "{taken}: the values are too hostile to show anything"
+        );
     }
 }

@@ -111,8 +111,7 @@ impl Ssh {
         let workload = request.evidence.workload.id();
         let key_id = format!("mayfly {name} {workload} {}", request.lease);
         let settings = wanted.settings;
-        let mut extensions: Vec<&str> =
-            settings.extensions.iter().map(|e| e.as_str()).collect();
+        let mut extensions: Vec<&str> = settings.extensions.iter().map(|e| e.as_str()).collect();
         extensions.sort_unstable();
         extensions.dedup();
         let certificate = Certificate {
@@ -134,14 +133,8 @@ impl Ssh {
         let comment = request.lease.as_str();
         let mut fields = BTreeMap::new();
         for (field, value) in [
-            (
-                PRIVATE,
-                private_file(&own.seed, public, random()?, comment),
-            ),
-            (
-                PUBLIC,
-                Secret::from(public_line(public, comment) + "\n"),
-            ),
+            (PRIVATE, private_file(&own.seed, public, random()?, comment)),
+            (PUBLIC, Secret::from(public_line(public, comment) + "\n")),
             (
                 CERTIFICATE,
                 Secret::from(certificate_line(&signed, comment)),
@@ -236,7 +229,10 @@ impl<'a> Wanted<'a> {
                 "source_address: expected at most {MAX_NAMES}, found {found}"
             ));
         }
-        let network = settings.source_address.iter().find(|text| !is_network(text));
+        let network = settings
+            .source_address
+            .iter()
+            .find(|text| !is_network(text));
         if let Some(found) = network {
             return Err(format!(
                 "source_address: expected an address or ADDRESS/LENGTH, found {found:?}"

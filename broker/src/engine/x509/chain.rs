@@ -59,7 +59,11 @@ impl Chain {
         Issuer::new(authority(INTERMEDIATE, pair, 0), pair)
     }
 
-    fn intermediate_of(root: &Certified, now: u64, until: u64) -> Result<Certified, AuthorityError> {
+    fn intermediate_of(
+        root: &Certified,
+        now: u64,
+        until: u64,
+    ) -> Result<Certified, AuthorityError> {
         let pair = Pair::generate(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = authority(INTERMEDIATE, &pair, 0);
         lives(&mut params, now, until)?;

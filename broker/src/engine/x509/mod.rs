@@ -16,8 +16,8 @@ use mayfly_wire::admin::{CredentialConfig, EngineConfig, X509Key, X509Usage};
 use mayfly_wire::session::Layout;
 use mayfly_wire::{FieldName, Secret};
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
-    SanType,
+    CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,
+    KeyUsagePurpose, SanType,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -183,7 +183,9 @@ impl<'a> Wanted<'a> {
         }
         if settings.dns_names.len() > MAX_NAMES {
             let found = settings.dns_names.len();
-            return Err(format!("dns_names: expected at most {MAX_NAMES}, found {found}"));
+            return Err(format!(
+                "dns_names: expected at most {MAX_NAMES}, found {found}"
+            ));
         }
         if settings.usage.is_empty() {
             return Err("usage: expected \"client\", \"server\" or both, found none".to_owned());
