@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 /// What can go wrong with an authority.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AuthorityError {
-    #[error("a key or certificate of the authority cannot be made or read: {0}")]
+    #[error("a key or a certificate cannot be made or read: {0}")]
     Key(#[from] rcgen::Error),
     #[error("the stored authority is not valid")]
     Stored,
@@ -29,6 +29,12 @@ impl From<AuthorityError> for EngineError {
             AuthorityError::Stored => Self::Store(StoreError::Damaged(error.to_string())),
             AuthorityError::Key(_) => Self::Unavailable(error.to_string()),
         }
+    }
+}
+
+impl From<rcgen::Error> for EngineError {
+    fn from(error: rcgen::Error) -> Self {
+        AuthorityError::Key(error).into()
     }
 }
 

@@ -4,7 +4,7 @@ use crate::harness::{Dir, evidence};
 use mayfly_broker::engine::ssh::Ssh;
 use mayfly_broker::engine::x509::{Schedule, X509};
 use mayfly_broker::engine::{Engine, EngineError, IssueRequest, Issued};
-use mayfly_broker::store::SqliteStore;
+use mayfly_broker::store::{OpenError, SqliteStore};
 use mayfly_broker::unseal::KeyFile;
 use mayfly_wire::LeaseId;
 use mayfly_wire::admin::{CredentialConfig, EngineConfig};
@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Rotated on demand only; the next is published for as long as the longest certificate lives.
 pub const SCHEDULE: Schedule = Schedule {
@@ -49,8 +49,20 @@ impl Place {
 
     fn over(dir: Dir) -> Self {
         let key = KeyFile::new(dir.0.join("root.key"));
-        let store = Arc::new(SqliteStore::open(&dir.0.join("state"), &key).unwrap());
-        Self { store, dir }
+        let limit = Instant::now() + Duration::from_secs(5);
+        loop {
+            match SqliteStore::open(&dir.0.join("state"), &key) {
+                Ok(store) => {
+                    let store = Arc::new(store);
+                    return Self { store, dir };
+                }
+                // A program that another test starts right now holds the lock until it is itself.
+                Err(OpenError::InUse(_)) if Instant::now() < limit => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     /// As after a restart.

@@ -3,9 +3,8 @@
 use crate::issuing::*;
 use mayfly_broker::engine::Engine as _;
 use mayfly_wire::admin::{CredentialConfig, EngineConfig, SshExtension, SshKind, SshSettings};
-use std::io::Read as _;
-use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -36,14 +35,35 @@ fn host(ttl_seconds: u64) -> CredentialConfig {
 struct Sshd {
     child: Child,
     port: u16,
+    log: PathBuf,
 }
 
 impl Sshd {
     /// With the files of a host certificate.
     fn start(files: &Path) -> Self {
-        // A free port; the server cannot be told to take any.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = port.local_addr().unwrap().port();
+        // Where it gives up its privileges; Debian makes it when the service starts.
+        std::fs::create_dir_all("/run/sshd").unwrap();
+        let limit = Instant::now() + Duration::from_secs(20);
+        loop {
+            // It cannot be told to take any port that is free, and another may be faster.
+            let free = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = free.local_addr().unwrap().port();
+            drop(free);
+            let mut sshd = Self::start_on(port, files);
+            while sshd.child.try_wait().unwrap().is_none() {
+                if text(&sshd.log).contains("Server listening") {
+                    return sshd;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            assert!(Instant::now() < limit, "{}", text(&sshd.log));
+        }
+    }
+
+    fn start_on(port: u16, files: &Path) -> Self {
+        let dir = files.parent().unwrap();
+        let (log, path) = (dir.join("sshd.log"), dir.join("sshd.conf"));
+        std::fs::write(&log, "").unwrap();
         let files = files.display();
         let config = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {files}/id_ed25519\n\
@@ -52,34 +72,11 @@ impl Sshd {
              KbdInteractiveAuthentication no\nUsePAM no\nPidFile none\nPermitRootLogin yes\n\
              LogLevel VERBOSE\n"
         );
-        let path = format!("{files}/../sshd-{port}.conf");
         std::fs::write(&path, config).unwrap();
-        // Where it gives up its privileges; Debian makes it when the service starts.
-        std::fs::create_dir_all("/run/sshd").unwrap();
         let mut command = Command::new("/usr/sbin/sshd");
-        let started = command
-            .args(["-D", "-e", "-f", &path])
-            .stderr(Stdio::piped())
-            .spawn();
-        let child = started.expect("sshd: tests/setup installs it");
-        let mut sshd = Self { child, port };
-        let limit = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < limit, "{}", sshd.end());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        sshd
-    }
-
-    /// Stops it and gives what it logged.
-    fn end(&mut self) -> String {
-        let _ = self.child.kill();
-        let mut log = String::new();
-        if let Some(stderr) = &mut self.child.stderr {
-            let _ = stderr.read_to_string(&mut log);
-        }
-        let _ = self.child.wait();
-        log
+        command.arg("-D").arg("-f").arg(path).arg("-E").arg(&log);
+        let child = command.spawn().expect("sshd: tests/setup installs it");
+        Self { child, port, log }
     }
 
     /// A client with the files of a user's certificate, that calls the server by that name.
@@ -107,7 +104,8 @@ impl Sshd {
 
 impl Drop for Sshd {
     fn drop(&mut self) {
-        self.end();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -169,7 +167,7 @@ async fn sshd_and_its_client_know_each_other_and_nobody_else() {
     let place = Place::new();
     let ssh = place.ssh().await;
     let server = place.publish("host", &issue(&ssh, &host(300), now()).await.unwrap());
-    let mut sshd = Sshd::start(&server);
+    let sshd = Sshd::start(&server);
     let make = async |name: &str, start: u64, credential: CredentialConfig| {
         place.publish(name, &issue(&ssh, &credential, start).await.unwrap())
     };
@@ -234,12 +232,13 @@ async fn sshd_and_its_client_know_each_other_and_nobody_else() {
     let wrong = refused(sshd.ssh(&good, "web.shop.internal").arg("echo hello"));
     assert!(wrong.contains("Host key verification failed"), "{wrong}");
     let expired = issue(&ssh, &host(300), now() - 301_000).await.unwrap();
-    let late = Sshd::start(&place.publish("late", &expired));
+    let elsewhere = Place::new();
+    let late = Sshd::start(&elsewhere.publish("late", &expired));
     let late = refused(late.ssh(&good, HOST).arg("echo hello"));
     assert!(late.contains("expired"), "{late}");
     assert!(late.contains("Host key verification failed"), "{late}");
 
-    let log = sshd.end();
+    let log = text(&sshd.log);
     let workload = crate::harness::evidence("orders", 1).workload.id();
     let expected = format!("ID mayfly orders-id {workload} lease-0505");
     assert!(log.contains(&expected), "{log}");

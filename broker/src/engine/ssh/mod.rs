@@ -6,7 +6,7 @@
 mod format;
 mod keys;
 
-use super::authority::{Authority, AuthorityError, Succession};
+use super::authority::{Authority, Succession};
 use super::names::{DNS, MAX_NAMES, Name, USER};
 use super::{Answer, Engine, EngineError, IssueRequest, Issued, lease_record, other_engine};
 use crate::seal::{RootKeys, random};
@@ -127,8 +127,7 @@ impl Ssh {
         };
         let own = Seeded::generate()?;
         let public = own.pair.der_bytes();
-        let signed = certificate.sign(public, signer.of(settings.kind));
-        let signed = signed.map_err(AuthorityError::from)?;
+        let signed = certificate.sign(public, signer.of(settings.kind))?;
         // Nothing of the workload's goes into a comment.
         let comment = request.lease.as_str();
         let mut fields = BTreeMap::new();

@@ -5,11 +5,11 @@
 
 mod chain;
 
-use super::authority::{Authority, AuthorityError, Succession};
+use super::authority::{Authority, Succession};
 use super::names::{COMMON_NAME, DNS, MAX_NAMES, Name, SPIFFE_ID};
 use super::pair::{Pair, pem};
 use super::{Answer, Engine, EngineError, IssueRequest, Issued, lease_record, other_engine};
-use crate::seal::RootKeys;
+use crate::seal::{RootKeys, random};
 use crate::store::{Lease, Source, Store, StoreError};
 use chain::{Chain, date, serial};
 use mayfly_wire::admin::{CredentialConfig, EngineConfig, X509Key, X509Usage};
@@ -21,6 +21,7 @@ use rcgen::{
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use zeroize::Zeroizing;
 
 pub use super::authority::Schedule;
 
@@ -96,13 +97,13 @@ impl X509 {
         let ttl = request.expires_at().saturating_sub(request.now);
         let authorities = self.authority.ready(request.now, ttl).await?;
         let chain = signer(&authorities, request.now)?;
-        let pair = Pair::generate(match wanted.key {
-            X509Key::EcdsaP256 => &rcgen::PKCS_ECDSA_P256_SHA256,
-            X509Key::Ed25519 => &rcgen::PKCS_ED25519,
-        });
-        let pair = pair.map_err(AuthorityError::from)?;
-        let leaf = params.signed_by(&pair, &chain.issuer());
-        let leaf = leaf.map_err(AuthorityError::from)?;
+        let pair = match wanted.key {
+            X509Key::EcdsaP256 => Pair::generate(&rcgen::PKCS_ECDSA_P256_SHA256)?,
+            // In the older of two PKCS#8 forms: OpenSSL before 3.2 does not read the one with the
+            // public key.
+            X509Key::Ed25519 => Pair::from_seed(&Zeroizing::new(random()?))?,
+        };
+        let leaf = params.signed_by(&pair, &chain.issuer())?;
         let leaf = certificates([leaf.der().as_ref(), chain.intermediate()]);
         let key = pem("PRIVATE KEY", pair.pkcs8(), 64);
         drop(pair);
