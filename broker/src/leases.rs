@@ -4,68 +4,47 @@ use crate::door::{Door, Renewal};
 use crate::nodes::Nodes;
 use crate::run::stopped;
 use crate::sessions::Hub;
-use mayfly_wire::LeaseId;
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::store::Lease;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-/// Leases looked at at once: enough that their commits share an fsync.
-const AT_ONCE: usize = 64;
-/// Longest sleep, so that a clock that is set does not matter for long.
+/// Leases looked at at once, those that wait for a target included.
+const AT_ONCE: usize = 512;
+/// Leases claimed at once: enough that their commits share an fsync.
+const CLAIMED: usize = 64;
+/// Longest sleep, so that what another broker left behind does not wait for long.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// The leases by the time at which each is due. One entry a lease.
+/// When something is due next, as far as this process knows. The store knows everything.
 #[derive(Default)]
-pub struct Timer {
-    entries: Mutex<Entries>,
+pub struct Hint {
+    /// When whoever waits wakes up by itself; what comes later need not wake it.
+    wakes_at: AtomicU64,
     earlier: Notify,
 }
 
-#[derive(Default)]
-struct Entries {
-    due: BTreeSet<(u64, LeaseId)>,
-    at: HashMap<LeaseId, u64>,
-}
-
-impl Timer {
-    /// Sets when a lease is due: milliseconds since the Unix epoch.
-    pub fn add(&self, due: u64, lease: LeaseId) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(before) = entries.at.insert(lease.clone(), due) {
-            entries.due.remove(&(before, lease.clone()));
-        }
-        entries.due.insert((due, lease.clone()));
-        let first = entries
-            .due
-            .first()
-            .is_some_and(|(_, first)| *first == lease);
-        drop(entries);
-        if first {
+impl Hint {
+    /// Something is due at this time: milliseconds since the Unix epoch.
+    pub fn due(&self, at: u64) {
+        if at < self.wakes_at.load(Ordering::SeqCst) {
             self.earlier.notify_one();
         }
     }
 
-    /// Takes at most `most` leases that are due at `now`, the earliest first.
-    #[must_use]
-    pub fn take(&self, now: u64, most: usize) -> Vec<LeaseId> {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut taken = Vec::new();
-        while taken.len() < most && entries.due.first().is_some_and(|(due, _)| *due <= now) {
-            if let Some((_, lease)) = entries.due.pop_first() {
-                entries.at.remove(&lease);
-                taken.push(lease);
-            }
-        }
-        taken
+    /// From here on everything that becomes due wakes, until [`Self::sleep`] says when that is needless.
+    fn listen(&self) {
+        self.wakes_at.store(u64::MAX, Ordering::SeqCst);
     }
 
-    /// When the next one is due.
-    #[must_use]
-    pub fn next(&self) -> Option<u64> {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.due.first().map(|(due, _)| *due)
+    fn sleep(&self, until: u64) {
+        self.wakes_at.store(until, Ordering::SeqCst);
+    }
+
+    async fn earlier(&self) {
+        self.earlier.notified().await;
     }
 }
 
@@ -78,57 +57,76 @@ pub async fn run(
 ) {
     let mut work = JoinSet::new();
     loop {
-        let due = door
-            .timer()
-            .take(door.now_ms(), AT_ONCE - work.len().min(AT_ONCE));
-        for lease in due {
-            let (door, hub, nodes) = (Arc::clone(&door), Arc::clone(&hub), Arc::clone(&nodes));
-            work.spawn(async move {
-                let renewed = door.renew(&lease, |node| nodes.lives(node), |key| hub.has(key));
-                match renewed.await {
-                    Ok(Renewal::Renewed(workload) | Renewal::Ended(workload)) => {
-                        hub.wake(&workload);
+        door.due().listen();
+        door.retry_recovered();
+        let free = AT_ONCE - work.len().min(AT_ONCE);
+        let mut next = None;
+        if free > 0 {
+            match door.claim(free.min(CLAIMED)).await {
+                Ok(leases) => {
+                    next = (leases.len() == free.min(CLAIMED)).then_some(0);
+                    for lease in leases {
+                        let (door, hub) = (Arc::clone(&door), Arc::clone(&hub));
+                        let nodes = Arc::clone(&nodes);
+                        work.spawn(look(door, hub, nodes, lease));
                     }
-                    Ok(Renewal::Nothing) => {}
-                    Err(refusal) => tracing::warn!(%lease, %refusal, "a lease waits"),
                 }
-            });
+                Err(refusal) => tracing::warn!(%refusal, "due leases wait"),
+            }
+            if next.is_none() {
+                next = door.next_due().await.unwrap_or_default();
+            }
         }
-        let wait = match door.timer().next() {
-            Some(due) => Duration::from_millis(due.saturating_sub(door.now_ms())).min(LONGEST),
-            None => LONGEST,
-        };
-        let full = work.len() >= AT_ONCE;
+        let now = door.now_ms();
+        let latest = now + as_ms(LONGEST);
+        let until = next.unwrap_or(latest).min(latest);
+        door.due().sleep(until);
         tokio::select! {
             () = stopped(&mut stop) => break,
-            Some(_) = work.join_next(), if !work.is_empty() => {}
-            () = tokio::time::sleep(wait), if !full => {}
-            () = door.timer().earlier.notified(), if !full => {}
+            Some(_) = work.join_next(), if free == 0 => {}
+            () = tokio::time::sleep(Duration::from_millis(until.saturating_sub(now))), if free > 0 => {}
+            () = door.due().earlier(), if free > 0 => {}
+            () = door.freed() => {}
         }
+        while work.try_join_next().is_some() {}
     }
+    door.close().await;
     while work.join_next().await.is_some() {}
+}
+
+async fn look(door: Arc<Door>, hub: Arc<Hub>, nodes: Arc<Nodes>, lease: Lease) {
+    let id = lease.id.clone();
+    let looked = door.look_at(lease, |node| nodes.lives(node), |key| hub.has(key));
+    match looked.await {
+        Ok(Renewal::Renewed(workload) | Renewal::Ended(workload)) => hub.wake(&workload),
+        Ok(Renewal::Nothing) => {}
+        Err(refusal) => tracing::warn!(lease = %id, %refusal, "a lease waits"),
+    }
+}
+
+fn as_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn lease(number: u8) -> LeaseId {
-        LeaseId::from_random([number; 16])
-    }
-
-    #[test]
-    fn the_earliest_comes_first_and_each_once() {
-        let timer = Timer::default();
-        timer.add(30, lease(1));
-        timer.add(10, lease(2));
-        timer.add(20, lease(3));
-        timer.add(40, lease(2));
-        assert_eq!(timer.next(), Some(20));
-        assert!(timer.take(19, 10).is_empty());
-        assert_eq!(timer.take(30, 1), [lease(3)]);
-        assert_eq!(timer.take(30, 10), [lease(1)]);
-        assert_eq!(timer.take(100, 10), [lease(2)]);
-        assert_eq!(timer.next(), None);
+    #[tokio::test]
+    async fn only_what_is_earlier_wakes_who_sleeps() {
+        let hint = Hint::default();
+        let wakes = || async {
+            let earlier = tokio::time::timeout(Duration::from_millis(20), hint.earlier());
+            earlier.await.is_ok()
+        };
+        hint.listen();
+        hint.due(500);
+        hint.sleep(100);
+        assert!(wakes().await, "it came while the store was asked");
+        hint.due(100);
+        hint.due(500);
+        assert!(!wakes().await);
+        hint.due(99);
+        assert!(wakes().await);
     }
 }

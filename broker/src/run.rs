@@ -180,6 +180,7 @@ impl Broker {
         );
         tasks.spawn(leases::run(door, hub, nodes, stop.clone()));
         tasks.spawn(Arc::clone(&self.hub).push_changes(stop.clone()));
+        tasks.spawn(Arc::clone(&self.hub).follow_changes(stop.clone()));
         tasks.spawn(maintain(
             Arc::clone(&self.jwt),
             Arc::clone(&self.door),

@@ -142,8 +142,21 @@ pub enum Event {
         credential: CredentialName,
         /// The lease.
         lease: LeaseId,
-        /// `died`, `expired`, `withdrawn` or `replaced`.
+        /// `died`, `expired`, `withdrawn`, `replaced`, `revoked`, `never issued` or `forgotten`.
         reason: String,
+    },
+    /// An engine could not end a lease when it had to. It is tried again until it can.
+    NotEnded {
+        /// Whose.
+        workload: WorkloadKey,
+        /// Which credential.
+        credential: CredentialName,
+        /// The lease.
+        lease: LeaseId,
+        /// Why it must end, as above.
+        reason: String,
+        /// Why it could not be, for the operator.
+        problem: String,
     },
     /// An operator did something.
     Operator {

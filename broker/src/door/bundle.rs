@@ -1,9 +1,12 @@
 //! One whole answer: everything that a workload holds from now on, decided, recorded, durable, sealed.
 
-use super::issue::{Work, Written};
+use super::create::{Making, Order};
+use super::creations::Done;
+use super::issue::{Work, Written, over};
+use super::lanes::{LIMIT, Lane};
 use super::{Applied, Door, lock, store_failed, who};
 use crate::policy::{Decision, Subject};
-use crate::store::Lease;
+use crate::store::{Lease, LeaseState};
 use mayfly_wire::admin::CredentialConfig;
 use mayfly_wire::audit::Event;
 use mayfly_wire::link::NodeRefusal;
@@ -11,6 +14,8 @@ use mayfly_wire::sealed::Sealer;
 use mayfly_wire::session::{Bundle, Granted, Hello, MAX_WANTED, Missing};
 use mayfly_wire::{Code, CredentialName, Evidence, KvPath, LeaseId, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A session asks for its next bundle.
 pub struct Ask<'a> {
@@ -24,6 +29,41 @@ pub struct Ask<'a> {
     pub held: &'a BTreeMap<CredentialName, Held>,
     /// What it was told that it does not get, so that the same is not recorded again.
     pub missed: &'a BTreeMap<CredentialName, Code>,
+    /// Whether it can wait for what is being made: then it may be told to.
+    pub can_wait: bool,
+}
+
+/// What a session gets when it asks.
+pub enum Answer {
+    /// Its bundle.
+    Served(Box<Served>),
+    /// Something is being made that it can wait for, and then ask again.
+    Wait(Waiting),
+}
+
+/// What is being made for a bundle.
+pub struct Waiting {
+    all: Vec<(Arc<Lane>, Done, bool)>,
+}
+
+/// How long a bundle waits for a target that does well.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl Waiting {
+    /// Waits until all is made or failed, but for targets that do not do well not at all, and for the
+    /// others only a moment. A request that is made only `once` waits as long as targets have.
+    pub async fn wait(self, once: bool) {
+        let patience = if once { 2 * LIMIT } else { PATIENCE };
+        let until = tokio::time::Instant::now() + patience;
+        for (lane, done, prompt) in self.all {
+            if !prompt && !once {
+                continue;
+            }
+            if tokio::time::timeout_at(until, done.wait()).await.is_err() {
+                lane.keeps_waiting();
+            }
+        }
+    }
 }
 
 /// What a session holds of one credential.
@@ -98,7 +138,7 @@ impl Door {
     /// [`Code::Denied`] when nothing is granted, [`Code::NotAttested`] for a workload that died,
     /// [`Code::BadRequest`] for a hello that makes no sense, [`Code::Unavailable`] when record or lease
     /// cannot be made durable.
-    pub async fn bundle(&self, ask: Ask<'_>) -> Result<Served, Refusal> {
+    pub async fn bundle(self: &Arc<Self>, ask: Ask<'_>) -> Result<Answer, Refusal> {
         let (evidence, hello) = (ask.evidence, ask.hello);
         let want = hello.want.as_deref();
         if want.is_some_and(|want| want.len() > MAX_WANTED) {
@@ -115,8 +155,7 @@ impl Door {
         let applied = self.applied();
         let subject = applied.judge().subject(evidence).map_err(super::inside)?;
         let mut verdict = judge(&applied, &subject, want);
-        let leases = self.store.leases_of(evidence.workload.clone()).await;
-        let leases = leases.map_err(store_failed)?;
+        let leases = self.leases_that_live(&evidence.workload).await?;
         let of_another = |lease: &Lease| lease.node != evidence.node;
         if leases
             .iter()
@@ -124,28 +163,49 @@ impl Door {
         {
             return Err(self.other_nodes(evidence).await);
         }
-        let mut leases: BTreeMap<CredentialName, Lease> = leases
-            .into_iter()
-            .map(|lease| (lease.credential.clone(), lease))
-            .collect();
-
         let mut work = Work::new(self, evidence, sealer);
-        for name in verdict.denied.keys() {
-            if let Some(lease) = leases.remove(name)
-                && !self.peer_alone(&applied, evidence, name).await?
-            {
+        // What is denied or configured no longer goes, however far it is.
+        let mut kept = Vec::new();
+        for lease in leases {
+            let name = &lease.credential;
+            let gone = if verdict.denied.contains_key(name) {
+                !self.peer_alone(&applied, evidence, name).await?
+            } else {
+                want.is_none() && applied.credential(name).is_none()
+            };
+            if gone {
                 work.end(&lease, "withdrawn").await;
+            } else if !verdict.denied.contains_key(name) {
+                kept.push(lease);
             }
         }
-        if want.is_none() {
-            // What is configured no longer.
-            let gone = leases.extract_if(.., |name, _| applied.credential(name).is_none());
-            for (_, lease) in gone.collect::<Vec<_>>() {
-                work.end(&lease, "withdrawn").await;
+        let now = self.now_ms();
+        let mut leases: BTreeMap<CredentialName, Lease> = BTreeMap::new();
+        for lease in kept {
+            let config = applied.credential(&lease.credential);
+            if lease.state != LeaseState::Active {
+                continue;
+            }
+            match config.and_then(|config| over(config, &lease, &evidence.node, now)) {
+                Some(reason) => work.end(&lease, reason).await,
+                None => {
+                    leases.insert(lease.credential.clone(), lease);
+                }
             }
         }
         if verdict.granted.is_empty() {
             return Err(self.deny(&ask, verdict.denied, work).await);
+        }
+
+        let mut making = self.make_missing(&verdict, &leases, evidence);
+        if ask.can_wait
+            && making
+                .values()
+                .any(|one| matches!(one, Making::Running { .. }))
+        {
+            // What ends, ends now: what is to take its place may have to wait for it.
+            self.write(work.finish(false)).await?;
+            return Ok(Answer::Wait(self.waiting(making, &verdict)));
         }
 
         let mut served = Served {
@@ -163,7 +223,7 @@ impl Door {
         let mut refused = Vec::new();
         let mut miss = |served: &mut Served, name: &CredentialName, code, event| {
             if ask.missed.get(name) != Some(&code) {
-                refused.push(event);
+                refused.extend(event);
             }
             served.missed.insert(name.clone(), code);
             served.bundle.missing.push(Missing {
@@ -178,18 +238,26 @@ impl Door {
                     credential: Some(name.clone()),
                     policies,
                 };
-                miss(&mut served, &name, Code::Denied, event);
+                miss(&mut served, &name, Code::Denied, Some(event));
             }
         }
         for (number, (config, policies)) in verdict.granted.into_iter().enumerate() {
             let name = &config.name;
             served.granted.insert(name.clone());
-            let made = if number < MAX_WANTED {
-                let lease = leases.remove(name);
-                work.give(config, policies, lease, ask.held.get(name)).await
-            } else {
+            let made = if number >= MAX_WANTED {
                 let reason = format!("policy grants more than the {MAX_WANTED} that fit a bundle");
-                Err((Code::TooMany, reason))
+                Err((Code::TooMany, Some(reason)))
+            } else if let Some(making) = making.remove(name) {
+                // Its own task puts on record why, once it is known.
+                let code = match making {
+                    Making::Running { .. } => Code::Unavailable,
+                    Making::Failed(code) => code,
+                };
+                Err((code, None))
+            } else {
+                let lease = leases.remove(name);
+                let made = work.give(config, policies, lease, ask.held.get(name)).await;
+                made.map_err(|(code, reason)| (code, Some(reason)))
             };
             match made {
                 Ok((sealed, held)) => {
@@ -197,11 +265,11 @@ impl Door {
                     served.bundle.credentials.push(sealed);
                 }
                 Err((code, reason)) => {
-                    let event = Event::Failed {
+                    let event = reason.map(|reason| Event::Failed {
                         who: who(evidence),
                         credential: name.clone(),
                         reason,
-                    };
+                    });
                     miss(&mut served, name, code, event);
                 }
             }
@@ -219,7 +287,54 @@ impl Door {
         // A new session on old leases: its evidence is the latest.
         let keep = ask.generation == 1 && !work.has_new() && self.is_new(evidence).await?;
         self.write(work.finish(keep)).await?;
-        Ok(served)
+        Ok(Answer::Served(Box::new(served)))
+    }
+
+    /// Has everything made that is granted, needs a server, and has no lease.
+    fn make_missing(
+        self: &Arc<Self>,
+        verdict: &Verdict<'_>,
+        leases: &BTreeMap<CredentialName, Lease>,
+        evidence: &Evidence,
+    ) -> BTreeMap<CredentialName, Making> {
+        let mut making = BTreeMap::new();
+        for (config, policies) in verdict.granted.iter().take(MAX_WANTED) {
+            let Some(connection) = config.engine.connection() else {
+                continue;
+            };
+            if leases.contains_key(&config.name) {
+                continue;
+            }
+            let order = || Order {
+                evidence: evidence.clone(),
+                config: (*config).clone(),
+                policies: policies.clone(),
+            };
+            let made = self.make(connection, order, &evidence.workload, &config.name);
+            making.insert(config.name.clone(), made);
+        }
+        making
+    }
+
+    fn waiting(&self, making: BTreeMap<CredentialName, Making>, verdict: &Verdict<'_>) -> Waiting {
+        let connection = |name: &CredentialName| {
+            let granted = verdict
+                .granted
+                .iter()
+                .find(|(config, _)| config.name == *name);
+            granted.and_then(|(config, _)| config.engine.connection())
+        };
+        let running = making
+            .into_iter()
+            .filter_map(|(name, making)| match making {
+                Making::Running { done, prompt } => {
+                    connection(&name).map(|at| (self.lanes.of(at), done, prompt))
+                }
+                Making::Failed(_) => None,
+            });
+        Waiting {
+            all: running.collect(),
+        }
     }
 
     /// Whether a credential is denied only because of the process that asks, while its container is as
@@ -300,14 +415,13 @@ impl Door {
     /// Makes records and then leases durable, both before anything leaves. In this order a crash can
     /// leave a record of a lease that never was, and never a lease without its record.
     async fn write(&self, written: Written) -> Result<(), Refusal> {
-        let now = self.now_ms();
         self.record_all(written.events).await?;
         if !written.ops.is_empty() {
             let committed = self.store.commit(written.ops).await;
             committed.map_err(store_failed)?;
         }
-        for (lease, expires_at) in written.new.iter().chain(&written.extended) {
-            self.schedule(lease, now, *expires_at);
+        if let Some(due_at) = written.due_at {
+            self.hint(due_at);
         }
         Ok(())
     }

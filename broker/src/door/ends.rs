@@ -1,27 +1,53 @@
 //! How leases end: their workload dies, they expire, or policy takes them away.
 
+use super::lanes::Pass;
 use super::{Door, ended, lock, store_failed};
-use crate::store::{Lease, Op, StoreError};
+use crate::store::{Lease, LeaseState, Op, StoreError};
 use mayfly_wire::audit::Event;
 use mayfly_wire::link::{NodeRefusal, Watched};
 use mayfly_wire::{Refusal, WorkloadKey};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// How long a lease is left to who ends it now, in milliseconds: longer than a target has.
+pub(super) const CLAIM: u64 = 30_000;
+
+/// How one lease ends: what is to be stored, and recorded if that is its end already.
+pub(super) struct End {
+    pub op: Op,
+    pub event: Option<Event>,
+}
+
+/// What has nothing at a target ends at once. Anything else must be taken back first: it is looked at
+/// at `due_at`.
+pub(super) fn end_of(lease: &Lease, reason: &str, due_at: u64) -> End {
+    if lease.source.has_target() {
+        End {
+            op: Op::LeaseUpdate(lease.clone().must_end(reason, due_at)),
+            event: None,
+        }
+    } else {
+        End {
+            op: Op::LeaseEnd(lease.id.clone()),
+            event: Some(ended(lease, reason)),
+        }
+    }
+}
 
 impl Door {
-    /// A workload died: its leases end now. Says whether anything was known of it.
+    /// A workload died: its leases end now. Says whether anything was known of it. What they hold at
+    /// targets is on its way out when this returns, and must end on disk.
     ///
     /// # Errors
     /// [`mayfly_wire::Code::Unavailable`] when this cannot be made durable: say it again. The workload
     /// gets nothing more even so.
-    pub async fn died(&self, workload: &WorkloadKey) -> Result<bool, Refusal> {
+    pub async fn died(self: &Arc<Self>, workload: &WorkloadKey) -> Result<bool, Refusal> {
         lock(&self.dead).add(workload.clone());
         lock(&self.refused).remove(workload);
         lock(&self.unpublished).remove(workload);
+        self.creations.cancel_all(workload).await;
         let _turn = self.locks.turn(workload).await;
-        let leases = self
-            .store
-            .leases_of(workload.clone())
-            .await
-            .map_err(store_failed)?;
+        let leases = self.leases_that_live(workload).await?;
         let known = self
             .store
             .workload(workload.clone())
@@ -34,55 +60,80 @@ impl Door {
             workload: workload.clone(),
         }];
         let mut ops = Vec::with_capacity(leases.len() + 1);
-        let mut failed = None;
+        let (committed, is_committed) = watch::channel(false);
+        let claimed = self.now_ms() + CLAIM;
         for lease in &leases {
-            match self.revoke(lease).await {
-                Ok(()) => {
-                    ops.push(Op::LeaseEnd(lease.id.clone()));
-                    events.push(ended(lease, "died"));
+            // The target need not wait for the disk: what is taken back too early is taken back.
+            let due_at = match self.place_for(lease) {
+                Ok(Some(pass)) => {
+                    let ending = lease.clone().must_end("died", claimed);
+                    let (door, stored) = (Arc::clone(self), is_committed.clone());
+                    self.spawn(async move { door.bury(ending, pass, stored).await });
+                    claimed
                 }
-                Err(error) => {
-                    tracing::error!(lease = %lease.id, %error, "a lease cannot be revoked yet");
-                    failed = Some(mayfly_wire::Code::Unavailable);
-                }
-            }
+                // Others have come to that target before.
+                Ok(None) | Err(_) => 0,
+            };
+            let End { op, event } = end_of(lease, "died", due_at);
+            ops.push(op);
+            events.extend(event);
         }
-        if known.is_some() && failed.is_none() {
+        if known.is_some() {
             ops.push(Op::WorkloadRemove(workload.clone()));
         }
         // Revocation does not wait for the record: a full disk must not keep a credential alive.
         let commit = async { self.store.commit(ops).await.map_err(store_failed) };
-        let (recorded, committed) = tokio::join!(self.record_all(events), commit);
-        committed.and(recorded)?;
-        failed.map_or(Ok(true), |code| Err(code.into()))
+        let (recorded, stored) = tokio::join!(self.record_all(events), commit);
+        stored?;
+        committed.send_replace(true);
+        self.hint(0);
+        recorded.map(|()| true)
     }
 
-    /// Ends one lease for a reason of the broker's own. One that has ended already is not there.
-    pub(super) async fn end(&self, lease: &Lease, reason: &str) -> Result<(), Refusal> {
-        if let Err(error) = self.revoke(lease).await {
-            tracing::error!(lease = %lease.id, %error, "a lease cannot be revoked yet");
-            return Err(error.code().into());
+    /// Takes back what a dead workload's lease holds, while that it must end goes to disk.
+    async fn bury(&self, ending: Lease, pass: Pass, mut stored: watch::Receiver<bool>) {
+        let asked = self.ask_back(&ending, Some(&pass)).await;
+        drop(pass);
+        // Else the node says it again.
+        if stored.wait_for(|stored| *stored).await.is_ok() {
+            self.put_down(&ending, asked).await;
         }
-        match self
-            .store
-            .commit(vec![Op::LeaseEnd(lease.id.clone())])
-            .await
-        {
-            Ok(()) => self.record(ended(lease, reason)).await?,
+    }
+
+    /// The leases of a workload that are not on their way out.
+    pub(super) async fn leases_that_live(
+        &self,
+        workload: &WorkloadKey,
+    ) -> Result<Vec<Lease>, Refusal> {
+        let leases = self.store.leases_of(workload.clone()).await;
+        let mut leases = leases.map_err(store_failed)?;
+        leases.retain(|lease| lease.state != LeaseState::Revoking);
+        Ok(leases)
+    }
+
+    /// Ends one lease for a reason of the broker's own; the caller has its workload's turn. One that has
+    /// ended already is not there.
+    pub(super) async fn end(&self, lease: &Lease, reason: &str) -> Result<(), Refusal> {
+        if lease.state == LeaseState::Planned {
+            self.creations
+                .cancel(&lease.workload, &lease.credential)
+                .await;
+        }
+        let End { op, event } = end_of(lease, reason, self.now_ms());
+        // Its end does not wait for the record either.
+        let recorded = self.record_all(event.into_iter().collect()).await;
+        match self.store.commit(vec![op]).await {
+            Ok(()) => recorded?,
             Err(StoreError::NotFound(_)) => return Ok(()),
             Err(error) => return Err(store_failed(error)),
         }
+        self.hint(0);
         self.forget_if_idle(&lease.workload).await
     }
 
     /// A workload without leases need not be watched or remembered.
-    async fn forget_if_idle(&self, workload: &WorkloadKey) -> Result<(), Refusal> {
-        let leases = self
-            .store
-            .leases_of(workload.clone())
-            .await
-            .map_err(store_failed)?;
-        if !leases.is_empty() {
+    pub(super) async fn forget_if_idle(&self, workload: &WorkloadKey) -> Result<(), Refusal> {
+        if !self.leases_that_live(workload).await?.is_empty() {
             return Ok(());
         }
         match self

@@ -1,8 +1,9 @@
 //! One credential for one session: made or given again, sealed at once, and what must be written about
 //! it collected. Nothing here is durable yet, and nothing has left.
 
+use super::ends::{End, end_of};
 use super::renew::due;
-use super::{Door, Held, ended, who};
+use super::{Door, Held, who};
 use crate::engine::{Engines, IssueRequest, Issued};
 use crate::store::{Lease, LeaseState, Op, Source, Workload};
 use mayfly_wire::admin::CredentialConfig;
@@ -32,10 +33,10 @@ pub struct Written {
     pub events: Vec<Event>,
     /// Changes of the store, one unit.
     pub ops: Vec<Op>,
-    /// Leases that begin with this, with their expiry.
-    pub new: Vec<(LeaseId, u64)>,
-    /// Leases that go on with another expiry.
-    pub extended: Vec<(LeaseId, u64)>,
+    /// Whether a lease begins with this.
+    pub begins: bool,
+    /// When the first of what is stored is due.
+    pub due_at: Option<u64>,
 }
 
 impl<'a> Work<'a> {
@@ -53,22 +54,28 @@ impl<'a> Work<'a> {
         self.written.events.push(event);
     }
 
-    /// Ends a lease with this bundle. One that its engine cannot revoke now stays, and is looked at
-    /// again when it is due.
+    /// Ends a lease with this bundle.
     pub async fn end(&mut self, lease: &Lease, reason: &str) {
-        if let Err(error) = self.door.revoke(lease).await {
-            tracing::error!(lease = %lease.id, %error, "a lease cannot be revoked yet");
-            self.door.timer.add(self.door.now_ms(), lease.id.clone());
-            return;
+        if lease.state == LeaseState::Planned {
+            let creations = &self.door.creations;
+            creations.cancel(&lease.workload, &lease.credential).await;
         }
-        self.written.ops.push(Op::LeaseEnd(lease.id.clone()));
-        self.record(ended(lease, reason));
+        let now = self.door.now_ms();
+        let End { op, event } = end_of(lease, reason, now);
+        self.written.ops.push(op);
+        self.written.events.extend(event);
+        self.is_due(now);
+    }
+
+    fn is_due(&mut self, at: u64) {
+        let first = self.written.due_at.map_or(at, |first| first.min(at));
+        self.written.due_at = Some(first);
     }
 
     /// What must be written. `keep` says that the workload's evidence must be stored too; with a new
     /// lease it always is.
     pub fn finish(mut self, keep: bool) -> Written {
-        if keep || !self.written.new.is_empty() {
+        if keep || self.written.begins {
             let workload = Workload {
                 evidence: self.evidence.clone(),
                 seen_at: self.door.now_ms(),
@@ -80,10 +87,11 @@ impl<'a> Work<'a> {
 
     /// Whether a lease begins with this bundle.
     pub fn has_new(&self) -> bool {
-        !self.written.new.is_empty()
+        self.written.begins
     }
 
-    /// Gives one credential: the one that the workload's lease stands for, or a new one.
+    /// Gives one credential: the one that the workload's lease stands for, or a new one, which must not
+    /// be one that needs a server.
     pub async fn give(
         &mut self,
         config: &CredentialConfig,
@@ -91,16 +99,9 @@ impl<'a> Work<'a> {
         lease: Option<Lease>,
         held: Option<&Held>,
     ) -> Result<Made, Missed> {
-        let now = self.door.now_ms();
         match lease {
-            Some(lease) => match over(config, &lease, &self.evidence.node, now) {
-                Some(reason) => {
-                    self.end(&lease, reason).await;
-                    self.anew(config, policies, now).await
-                }
-                None => self.again(config, policies, lease, held).await,
-            },
-            None => self.anew(config, policies, now).await,
+            Some(lease) => self.again(config, policies, lease, held).await,
+            None => self.anew(config, policies, self.door.now_ms()).await,
         }
     }
 
@@ -122,6 +123,9 @@ impl<'a> Work<'a> {
         let issued = engine.issue(request).await;
         let issued = issued.map_err(|error| (error.code(), error.to_string()))?;
         let sealed = self.seal(config, &id, &issued)?;
+        let due_at = due(now, issued.expires_at);
+        self.is_due(due_at);
+        self.written.begins = true;
         self.written.ops.push(Op::LeaseInsert(Lease {
             id: id.clone(),
             workload: self.evidence.workload.clone(),
@@ -132,13 +136,12 @@ impl<'a> Work<'a> {
             state: LeaseState::Active,
             issued_at: now,
             expires_at: issued.expires_at,
-            due_at: due(now, issued.expires_at),
+            due_at,
             reason: String::new(),
             attempts: 0,
             problem: String::new(),
             source: issued.source,
         }));
-        self.written.new.push((id.clone(), issued.expires_at));
         self.record(Event::Issued {
             who: who(self.evidence),
             credential: config.name.clone(),
@@ -163,9 +166,6 @@ impl<'a> Work<'a> {
         let issued = issued.map_err(|error| (error.code(), error.to_string()))?;
         let sealed = self.seal(config, &lease.id, &issued)?;
         if issued.source != lease.source || issued.expires_at != lease.expires_at {
-            self.written
-                .extended
-                .push((lease.id.clone(), issued.expires_at));
             self.record(Event::Renewed {
                 workload: lease.workload.clone(),
                 credential: lease.credential.clone(),
@@ -178,7 +178,9 @@ impl<'a> Work<'a> {
                 ..lease.clone()
             }));
         }
-        if held.is_none_or(|held| held.lease != lease.id) {
+        let creations = &self.door.creations;
+        let recorded = creations.take_made(&lease.workload, &lease.credential, &lease.id);
+        if !recorded && held.is_none_or(|held| held.lease != lease.id) {
             self.record(Event::Issued {
                 who: who(self.evidence),
                 credential: config.name.clone(),
@@ -232,7 +234,12 @@ impl<'a> Work<'a> {
 }
 
 /// Why a lease must give way to a new one for `node`, if it must.
-fn over(config: &CredentialConfig, lease: &Lease, node: &str, now: u64) -> Option<&'static str> {
+pub fn over(
+    config: &CredentialConfig,
+    lease: &Lease,
+    node: &str,
+    now: u64,
+) -> Option<&'static str> {
     if lease.expires_at <= now {
         return Some("expired");
     }

@@ -3,35 +3,45 @@
 //! policy and onto the record first. The rest of the broker holds a [`Door`].
 
 mod apply;
+mod backoff;
 mod bundle;
+mod create;
+mod creations;
 mod ends;
 mod issue;
 mod known;
+mod lanes;
 mod operator;
 mod plan;
 mod renew;
+mod settle;
+mod take_back;
 mod unpublished;
 mod views;
 mod which;
 
 pub use apply::Applied;
-pub use bundle::{Ask, Held, Served};
+pub use bundle::{Answer, Ask, Held, Served, Waiting};
 pub use known::Heard;
 pub use operator::Operator;
 pub use renew::Renewal;
 
 use crate::audit::{AuditError, AuditLog};
 use crate::clock::Clock;
+use crate::engine::Engines;
 use crate::engine::connections::Connections;
 use crate::engine::kv::KvChange;
-use crate::engine::{EngineError, Engines};
-use crate::leases::Timer;
+use crate::leases::Hint;
 use crate::store::{Lease, Store, StoreError};
+use creations::Creations;
 use known::{Locks, Recent, Tombs};
+use lanes::Lanes;
 use mayfly_wire::audit::{Event, Who};
-use mayfly_wire::{Code, Evidence, LeaseId, Refusal, WorkloadKey};
+use mayfly_wire::{Code, CredentialName, Evidence, Refusal, WorkloadKey};
+use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::broadcast;
+use tokio::task::JoinSet;
 use unpublished::Reports;
 
 /// What a [`Door`] is made of.
@@ -86,9 +96,29 @@ pub struct Door {
     heard: Heard,
     /// One configuration is applied at a time.
     applying: tokio::sync::Mutex<()>,
+    /// What is asked of each target.
+    lanes: Lanes,
+    /// What is being made.
+    creations: Creations,
+    /// What goes on beside requests: it ends with the door.
+    tasks: Mutex<JoinSet<()>>,
+    /// What sessions must look at.
+    changed: broadcast::Sender<Change>,
     /// When leases are due.
-    timer: Timer,
+    hint: Hint,
 }
+
+/// Something that sessions must look at again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// What one workload holds.
+    Workload(WorkloadKey),
+    /// What all holders of a credential hold.
+    Credential(CredentialName),
+}
+
+/// Changes that a listener can be behind before it must look at everything.
+const BEHIND: usize = 4096;
 
 impl Door {
     /// Opens the door on what the store holds, and writes the record that the broker is up.
@@ -111,7 +141,11 @@ impl Door {
             unpublished: Mutex::default(),
             heard: Heard::default(),
             applying: tokio::sync::Mutex::default(),
-            timer: Timer::default(),
+            lanes: Lanes::default(),
+            creations: Creations::default(),
+            tasks: Mutex::default(),
+            changed: broadcast::channel(BEHIND).0,
+            hint: Hint::default(),
         };
         door.audit
             .append(Event::Started {
@@ -120,7 +154,7 @@ impl Door {
             .await?;
         // The store then knows the log as it is now: a loss that was accepted is accepted once.
         door.store.commit(Vec::new()).await?;
-        door.schedule_all().await?;
+        door.settle().await?;
         Ok(door)
     }
 
@@ -137,10 +171,33 @@ impl Door {
         &self.heard
     }
 
-    /// When leases are due, for who renews them.
+    /// What sessions must look at again, as it happens.
     #[must_use]
-    pub fn timer(&self) -> &Timer {
-        &self.timer
+    pub fn changed(&self) -> broadcast::Receiver<Change> {
+        self.changed.subscribe()
+    }
+
+    fn say(&self, change: Change) {
+        // An error says that nobody listens.
+        let _ = self.changed.send(change);
+    }
+
+    /// Something in the store is due at this time: milliseconds since the Unix epoch, 0 for now.
+    fn hint(&self, due_at: u64) {
+        self.hint.due(due_at);
+    }
+
+    /// Does something beside the request that it comes from.
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(work);
+    }
+
+    /// Ends what goes on beside requests. What was being made or ended is settled at the next start.
+    pub async fn close(&self) {
+        let mut tasks = std::mem::take(&mut *lock(&self.tasks));
+        tasks.shutdown().await;
     }
 
     /// Milliseconds since the Unix epoch.
@@ -197,39 +254,8 @@ impl Door {
             })
     }
 
-    /// Has the engine that made a lease take back what it gave.
-    async fn revoke(&self, lease: &Lease) -> Result<(), EngineError> {
-        self.engines.of(lease.engine)?.revoke(lease).await
-    }
-
     fn is_dead(&self, workload: &WorkloadKey) -> bool {
         lock(&self.dead).contains(workload)
-    }
-
-    /// Puts a lease on the clock: two thirds of its life from now it is renewed.
-    fn schedule(&self, lease: &LeaseId, now: u64, expires_at: u64) {
-        self.timer.add(renew::due(now, expires_at), lease.clone());
-    }
-
-    async fn schedule_all(&self) -> Result<(), StoreError> {
-        const PAGE: u32 = 1000;
-        let applied = self.applied();
-        let mut after = None;
-        loop {
-            let page = self.store.leases(after.take(), PAGE).await?;
-            for lease in &page {
-                let ttl = applied
-                    .credential(&lease.credential)
-                    .map_or(0, |c| c.ttl_seconds);
-                let from = lease.expires_at.saturating_sub(ttl.saturating_mul(1000));
-                self.schedule(&lease.id, from, lease.expires_at);
-            }
-            let full = page.len() >= PAGE as usize;
-            match page.last() {
-                Some(last) if full => after = Some(last.id.clone()),
-                _ => return Ok(()),
-            }
-        }
     }
 }
 

@@ -1,12 +1,18 @@
 //! Renewal: at two thirds of its life a lease goes on, if its node lives, its workload is not known to
 //! be dead, and policy still grants it. The decision is a pure function.
 
+use super::create::Order;
+use super::ends::CLAIM;
 use super::issue::new_lease_id;
-use super::{Door, ended, store_failed, who};
+use super::known::Turn;
+use super::{Change, Door, ended, store_failed, who};
 use crate::engine::{Engines, IssueRequest};
-use crate::store::{Lease, LeaseState, Op, Source};
+use crate::leases::Hint;
+use crate::store::{Claim, Lease, LeaseState, Op, Source};
+use mayfly_wire::admin::CredentialConfig;
 use mayfly_wire::audit::Event;
-use mayfly_wire::{LeaseId, Refusal, WorkloadKey};
+use mayfly_wire::{ConnectionName, Refusal, WorkloadKey};
+use std::sync::Arc;
 
 /// How long a lease waits before it is looked at again: its node is silent, or the store was. In
 /// milliseconds.
@@ -43,8 +49,8 @@ struct Facts {
     /// It is of the engine that its credential has now.
     fits: bool,
     node_lives: bool,
-    /// Its content belongs to it alone, so that it cannot be extended.
-    own_content: bool,
+    /// It cannot be extended: its content is its own, or it has lived for as long as it may.
+    at_its_end: bool,
     /// A session holds it.
     in_session: bool,
 }
@@ -65,7 +71,7 @@ fn step(facts: &Facts) -> Step {
     if !facts.node_lives {
         return Step::Wait(facts.expires_at.min(facts.now + AGAIN));
     }
-    match (facts.own_content, facts.in_session) {
+    match (facts.at_its_end, facts.in_session) {
         (false, _) => Step::Extend,
         (true, true) => Step::Replace,
         // Nobody would get the new one.
@@ -79,38 +85,128 @@ pub fn due(from: u64, expires_at: u64) -> u64 {
 }
 
 impl Door {
-    /// Looks at a lease that is due. `node_lives` says whether a node was heard of lately, `in_session`
-    /// whether a session of the workload is open.
+    /// When leases are due, for who looks at them.
+    #[must_use]
+    pub fn due(&self) -> &Hint {
+        &self.hint
+    }
+
+    /// Claims leases that are due, for [`Self::look_at`]. Who takes them and stops leaves them due again
+    /// a moment later.
+    ///
+    /// # Errors
+    /// [`mayfly_wire::Code::Unavailable`].
+    pub async fn claim(&self, most: usize) -> Result<Vec<Lease>, Refusal> {
+        let now = self.now_ms();
+        let claim = Claim {
+            now,
+            until: now + CLAIM,
+            most: u32::try_from(most).unwrap_or(u32::MAX),
+            except: self.lanes.busy(),
+        };
+        // Asked first, because that takes no commit.
+        match self.next_due().await? {
+            Some(next) if next <= now => self.store.claim_due(claim).await.map_err(store_failed),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// When the next lease is due that something can be done about.
+    ///
+    /// # Errors
+    /// [`mayfly_wire::Code::Unavailable`].
+    pub async fn next_due(&self) -> Result<Option<u64>, Refusal> {
+        let next = self.store.next_due(self.lanes.busy()).await;
+        next.map_err(store_failed)
+    }
+
+    /// Completes when a target can be asked more than before.
+    pub async fn freed(&self) {
+        self.lanes.freed().await;
+    }
+
+    /// Has sessions ask again for what could not be made at targets that are up again.
+    pub fn retry_recovered(&self) {
+        for connection in self.lanes.recovered() {
+            for workload in self.creations.retry(&connection) {
+                self.say(Change::Workload(workload));
+            }
+        }
+    }
+
+    /// The settings of a target changed, or its password: it may be well now.
+    pub fn connection_changed(&self, name: &ConnectionName) {
+        self.lanes.of(name).forgive();
+    }
+
+    /// Looks at a lease that was claimed. `node_lives` says whether a node was heard of lately,
+    /// `in_session` whether a session of the workload is open.
     ///
     /// # Errors
     /// [`mayfly_wire::Code::Unavailable`]; the lease is looked at again.
-    pub async fn renew(
-        &self,
-        id: &LeaseId,
+    pub async fn look_at(
+        self: &Arc<Self>,
+        lease: Lease,
         node_lives: impl Fn(&str) -> bool,
         in_session: impl Fn(&WorkloadKey) -> bool,
     ) -> Result<Renewal, Refusal> {
-        let result = self.look_at(id, node_lives, in_session).await;
+        let result = match lease.state {
+            LeaseState::Revoking => {
+                self.revoke_again(&lease).await;
+                return Ok(Renewal::Nothing);
+            }
+            LeaseState::Planned if self.creations.runs(&lease.workload, &lease.credential) => {
+                self.postpone(&lease, AGAIN).await;
+                return Ok(Renewal::Nothing);
+            }
+            LeaseState::Planned => {
+                self.abandon(&lease).await;
+                return Ok(Renewal::Nothing);
+            }
+            LeaseState::Retiring => self.retired(&lease).await,
+            LeaseState::Active => self.renew(&lease, node_lives, in_session).await,
+        };
         if result.is_err() {
-            self.timer.add(self.now_ms() + AGAIN, id.clone());
+            self.postpone(&lease, AGAIN).await;
         }
         result
     }
 
-    async fn look_at(
-        &self,
-        id: &LeaseId,
+    async fn revoke_again(&self, lease: &Lease) {
+        let pass = match self.place_for(lease) {
+            Ok(pass) => pass,
+            // Others came before it. Nothing was tried, so nothing is counted.
+            Err(_) => return self.postpone(lease, AGAIN).await,
+        };
+        let asked = self.ask_back(lease, pass.as_ref()).await;
+        self.put_down(lease, asked).await;
+    }
+
+    /// A lease that another took the place of has had its time.
+    async fn retired(&self, lease: &Lease) -> Result<Renewal, Refusal> {
+        let _turn = self.locks.turn(&lease.workload).await;
+        if self.still(lease).await?.is_some() {
+            self.end(lease, "replaced").await?;
+        }
+        Ok(Renewal::Nothing)
+    }
+
+    /// The lease as it is now, if nobody has changed it since it was claimed.
+    async fn still(&self, claimed: &Lease) -> Result<Option<Lease>, Refusal> {
+        let found = self.store.lease(claimed.id.clone()).await;
+        let found = found.map_err(store_failed)?;
+        Ok(found.filter(|lease| lease.state == claimed.state && lease.due_at == claimed.due_at))
+    }
+
+    async fn renew(
+        self: &Arc<Self>,
+        claimed: &Lease,
         node_lives: impl Fn(&str) -> bool,
         in_session: impl Fn(&WorkloadKey) -> bool,
     ) -> Result<Renewal, Refusal> {
-        let found = self.store.lease(id.clone()).await.map_err(store_failed)?;
-        let Some(lease) = found else {
-            return Ok(Renewal::Nothing);
-        };
-        let _turn = self.locks.turn(&lease.workload).await;
+        let turn = self.locks.turn(&claimed.workload).await;
         // It may have ended while this waited for its turn.
-        let found = self.store.lease(id.clone()).await.map_err(store_failed)?;
-        let Some(lease) = found else {
+        let Some(lease) = self.still(claimed).await? else {
             return Ok(Renewal::Nothing);
         };
         let now = self.now_ms();
@@ -131,6 +227,11 @@ impl Door {
             }
             _ => None,
         };
+        let cap = config
+            .and_then(|config| config.max_ttl_seconds)
+            .map_or(u64::MAX, |most| {
+                lease.issued_at.saturating_add(most.saturating_mul(1000))
+            });
         let facts = Facts {
             now,
             expires_at: lease.expires_at,
@@ -138,7 +239,7 @@ impl Door {
             granted: granted.is_some(),
             fits: config.is_some_and(|config| Engines::fits(&config.engine, &lease)),
             node_lives: node_lives(&lease.node),
-            own_content: matches!(lease.source, Source::Sealed(_)),
+            at_its_end: matches!(lease.source, Source::Sealed(_)) || lease.expires_at >= cap,
             in_session: in_session(&lease.workload),
         };
         match (step(&facts), config, known, granted) {
@@ -147,71 +248,140 @@ impl Door {
                 Ok(Renewal::Ended(lease.workload))
             }
             (Step::Wait(until), ..) => {
-                self.timer.add(until, lease.id);
+                self.postpone(&lease, until.saturating_sub(now)).await;
                 Ok(Renewal::Nothing)
             }
             (Step::Extend, Some(config), ..) => {
-                let expires_at = now + config.ttl_seconds.saturating_mul(1000);
-                let event = Event::Renewed {
-                    workload: lease.workload.clone(),
-                    credential: lease.credential.clone(),
-                    lease: lease.id.clone(),
-                    expires_at,
+                let ttl = config.ttl_seconds.saturating_mul(1000);
+                let longer = Lease {
+                    expires_at: now.saturating_add(ttl).min(cap),
+                    ..lease
                 };
-                let op = Op::LeaseUpdate(Lease {
-                    expires_at,
-                    due_at: due(now, expires_at),
-                    ..lease.clone()
-                });
-                self.both(vec![event], vec![op]).await?;
-                self.schedule(&lease.id, now, expires_at);
-                Ok(Renewal::Renewed(lease.workload))
+                self.extend(config, longer, turn).await
             }
             (Step::Replace, Some(config), Some(known), Some(decision)) => {
-                let id = new_lease_id().map_err(|(code, _)| Refusal::from(code))?;
-                let engine = self
-                    .engines
-                    .of(config.engine.kind())
-                    .map_err(super::inside)?;
-                let issued = engine.issue(IssueRequest {
-                    credential: config,
-                    evidence: &known.evidence,
-                    lease: &id,
-                    now,
-                });
-                let issued = issued.await.map_err(|error| {
-                    tracing::error!(lease = %lease.id, %error, "a lease cannot be renewed yet");
-                    Refusal::from(error.code())
-                })?;
-                let expires_at = issued.expires_at;
-                let events = vec![
-                    Event::Issued {
-                        who: who(&known.evidence),
-                        credential: lease.credential.clone(),
-                        lease: id.clone(),
-                        expires_at,
-                        policies: decision.policies,
-                        again: false,
-                    },
-                    ended(&lease, "replaced"),
-                ];
-                let insert = Op::LeaseInsert(Lease {
-                    id: id.clone(),
-                    state: LeaseState::Active,
-                    issued_at: now,
-                    expires_at,
-                    due_at: due(now, expires_at),
-                    source: issued.source,
-                    ..lease.clone()
-                });
-                self.both(events, vec![Op::LeaseEnd(lease.id.clone()), insert])
-                    .await?;
-                self.schedule(&id, now, expires_at);
-                Ok(Renewal::Renewed(lease.workload))
+                let order = Order {
+                    evidence: known.evidence,
+                    config: config.clone(),
+                    policies: decision.policies,
+                };
+                self.replace(lease, order, now).await
             }
             // `step` asks for neither without these.
             (Step::Extend | Step::Replace, ..) => Ok(Renewal::Nothing),
         }
+    }
+
+    /// Makes a lease longer: first at its target, then on record, then in the store. So after a crash at
+    /// any point the target does not end it before its holder expects that, and the broker does not hold
+    /// it for longer than is on record.
+    async fn extend(
+        &self,
+        config: &CredentialConfig,
+        lease: Lease,
+        turn: Turn<'_>,
+    ) -> Result<Renewal, Refusal> {
+        let mut turn = turn;
+        if lease.source.has_target() {
+            // Nobody's death waits for a target.
+            drop(turn);
+            if let Err(problem) = self.extend_at_target(config, &lease).await {
+                tracing::warn!(lease = %lease.id, %problem, "a lease cannot be extended yet");
+                return Err(mayfly_wire::Code::Unavailable.into());
+            }
+            turn = self.locks.turn(&lease.workload).await;
+            if self.still(&lease).await?.is_none() || self.is_dead(&lease.workload) {
+                return Ok(Renewal::Nothing);
+            }
+        }
+        let _turn = turn;
+        let now = self.now_ms();
+        let due_at = due(now, lease.expires_at);
+        let event = Event::Renewed {
+            workload: lease.workload.clone(),
+            credential: lease.credential.clone(),
+            lease: lease.id.clone(),
+            expires_at: lease.expires_at,
+        };
+        let workload = lease.workload.clone();
+        let op = Op::LeaseUpdate(Lease { due_at, ..lease });
+        self.both(vec![event], vec![op]).await?;
+        self.hint(due_at);
+        Ok(Renewal::Renewed(workload))
+    }
+
+    async fn extend_at_target(
+        &self,
+        config: &CredentialConfig,
+        lease: &Lease,
+    ) -> Result<(), String> {
+        let engine = self.engines.of(lease.engine);
+        let engine = engine.map_err(|error| error.to_string())?;
+        let Some(pass) = self.place_for(lease)? else {
+            return Ok(());
+        };
+        let extended = pass.call(engine.extend(config, lease)).await;
+        extended.map_err(|error| error.to_string())
+    }
+
+    /// Has another lease take the place of this one; the caller has its workload's turn. Where that
+    /// needs a server it is done in a task of its own, and this one is looked at again when it must end.
+    async fn replace(
+        self: &Arc<Self>,
+        lease: Lease,
+        order: Order,
+        now: u64,
+    ) -> Result<Renewal, Refusal> {
+        if let Some(connection) = order.config.engine.connection().cloned() {
+            let (workload, credential) = (lease.workload.clone(), lease.credential.clone());
+            self.make(&connection, || order, &workload, &credential);
+            self.postpone(&lease, AGAIN.min(lease.expires_at.saturating_sub(now)))
+                .await;
+            return Ok(Renewal::Nothing);
+        }
+        let id = new_lease_id().map_err(|(code, _)| Refusal::from(code))?;
+        let config = &order.config;
+        let engine = self
+            .engines
+            .of(config.engine.kind())
+            .map_err(super::inside)?;
+        let issued = engine.issue(IssueRequest {
+            credential: config,
+            evidence: &order.evidence,
+            lease: &id,
+            now,
+        });
+        let issued = issued.await.map_err(|error| {
+            tracing::error!(lease = %lease.id, %error, "a lease cannot be renewed yet");
+            Refusal::from(error.code())
+        })?;
+        let expires_at = issued.expires_at;
+        let due_at = due(now, expires_at);
+        let events = vec![
+            Event::Issued {
+                who: who(&order.evidence),
+                credential: lease.credential.clone(),
+                lease: id.clone(),
+                expires_at,
+                policies: order.policies,
+                again: false,
+            },
+            ended(&lease, "replaced"),
+        ];
+        let workload = lease.workload.clone();
+        let end = Op::LeaseEnd(lease.id.clone());
+        let insert = Op::LeaseInsert(Lease {
+            id,
+            state: LeaseState::Active,
+            issued_at: now,
+            expires_at,
+            due_at,
+            source: issued.source,
+            ..lease
+        });
+        self.both(events, vec![end, insert]).await?;
+        self.hint(due_at);
+        Ok(Renewal::Renewed(workload))
     }
 
     /// Records first, then the store: a lease is never longer than what is on record.
@@ -232,7 +402,7 @@ mod tests {
         granted: true,
         fits: true,
         node_lives: true,
-        own_content: false,
+        at_its_end: false,
         in_session: false,
     };
 
@@ -280,7 +450,7 @@ mod tests {
         };
         assert_eq!(step(&last), Step::Wait(1_000_500));
         let token = Facts {
-            own_content: true,
+            at_its_end: true,
             ..FACTS
         };
         assert_eq!(step(&token), Step::Wait(1_020_000));

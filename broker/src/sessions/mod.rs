@@ -3,7 +3,7 @@
 
 mod session;
 
-use crate::door::Door;
+use crate::door::{Change, Door};
 use crate::engine::kv::KvChange;
 use crate::run::stopped;
 use mayfly_node::upstream::Session;
@@ -186,6 +186,25 @@ impl Hub {
             .collect();
         let entries = ids.iter().filter_map(|id| state.sessions.get(id));
         entries.map(|entry| entry.wake.notify_one()).count() as u64
+    }
+
+    /// Has the sessions of workloads look again whose leases others changed, until `stop`.
+    pub async fn follow_changes(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let mut changes = self.door.changed();
+        loop {
+            let change = tokio::select! {
+                () = stopped(&mut stop) => return,
+                change = changes.recv() => change,
+            };
+            match change {
+                Ok(Change::Workload(workload)) => self.wake(&workload),
+                Ok(Change::Credential(name)) => {
+                    self.wake_concerned(&[name]);
+                }
+                Err(RecvError::Lagged(_)) => self.wake_all(),
+                Err(RecvError::Closed) => return,
+            }
+        }
     }
 
     /// Pushes each changed value to the sessions that hold it, until `stop`.

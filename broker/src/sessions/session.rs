@@ -1,7 +1,7 @@
 //! One session: its bundles down, its acknowledgements up.
 
 use super::{Hub, Registration};
-use crate::door::{Ask, Held, Served};
+use crate::door::{Answer, Ask, Held, Served};
 use mayfly_node::upstream::Session;
 use mayfly_wire::audit::Event;
 use mayfly_wire::link::SessionRequest;
@@ -10,7 +10,7 @@ use mayfly_wire::{Code, CredentialName, Refusal};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 /// Messages that a session may leave unread before it is dropped.
 const UNREAD: usize = 8;
@@ -48,7 +48,7 @@ pub async fn open(hub: &Arc<Hub>, request: SessionRequest) -> Result<Session, Re
         registration,
     };
     let changes = hub.changes.load(Ordering::SeqCst);
-    let served = state.next().await?;
+    let served = state.next(None).await?;
     let once = state.request.once;
     let sent = state.down.try_send(hello).is_ok() && state.send(served);
     if !sent {
@@ -86,16 +86,31 @@ async fn run(mut state: State, mut up: mpsc::Receiver<ClientMessage>) {
 }
 
 impl State {
-    /// Makes the next bundle.
-    async fn next(&mut self) -> Result<Served, Refusal> {
-        let ask = Ask {
-            evidence: &self.request.evidence,
-            hello: &self.request.hello,
-            generation: self.generation + 1,
-            held: &self.held,
-            missed: &self.missed,
-        };
-        self.hub.door.bundle(ask).await
+    /// Makes the next bundle. What it waits for, it waits for without a turn of the hub's.
+    async fn next(&self, turns: Option<&Semaphore>) -> Result<Served, Refusal> {
+        let mut can_wait = true;
+        loop {
+            let turn = match turns {
+                Some(turns) => Some(turns.acquire().await.map_err(|_| Code::Unavailable)?),
+                None => None,
+            };
+            let ask = Ask {
+                evidence: &self.request.evidence,
+                hello: &self.request.hello,
+                generation: self.generation + 1,
+                held: &self.held,
+                missed: &self.missed,
+                can_wait,
+            };
+            match self.hub.door.bundle(ask).await? {
+                Answer::Served(served) => return Ok(*served),
+                Answer::Wait(waiting) => {
+                    drop(turn);
+                    waiting.wait(self.request.once).await;
+                    can_wait = false;
+                }
+            }
+        }
     }
 
     /// Hands a bundle over, after what it withdraws. Says no when the session does not drain.
@@ -124,11 +139,7 @@ impl State {
 
     /// Something changed: a new bundle. Says whether the session goes on.
     async fn refresh(&mut self) -> bool {
-        let hub = Arc::clone(&self.hub);
-        let Ok(_turn) = hub.turns.acquire().await else {
-            return false;
-        };
-        match self.next().await {
+        match self.next(Some(&self.hub.turns)).await {
             Ok(served) if served.held == self.held && served.missed == self.missed => {
                 self.registration.concern(served.granted);
                 true

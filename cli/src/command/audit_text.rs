@@ -129,6 +129,20 @@ fn told(event: &Event) -> (&'static str, String) {
                 short(lease.as_str())
             ),
         ),
+        Event::NotEnded {
+            workload,
+            credential,
+            lease,
+            reason,
+            problem,
+        } => (
+            "not ended",
+            format!(
+                "{credential} of {}, {}, {reason}: {problem}",
+                workload.id(),
+                short(lease.as_str())
+            ),
+        ),
         Event::Operator {
             operator,
             action,
