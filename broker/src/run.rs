@@ -6,7 +6,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::door::{self, Door, Parts};
 use crate::engine::connections::Connections;
-use crate::engine::{Engine, EngineError, Engines, jwt, kv, ssh, x509};
+use crate::engine::{Engine, EngineError, Engines, jwt, kv, postgres, ssh, x509};
 use crate::leases;
 use crate::nodes::Nodes;
 use crate::nodes::embedded::Embedded;
@@ -139,13 +139,20 @@ impl Broker {
         let (of_store, of_keys) = both();
         let ssh = ssh::Ssh::open(of_store, of_keys, ssh::Ssh::schedule()).await?;
         let ssh = Arc::new(ssh);
-        let others: [(EngineKind, Arc<dyn Engine>); 3] = [
+        let connections = Arc::new(Connections::new(Arc::clone(&store), Arc::clone(&keys)));
+        let postgres = postgres::Postgres::new(
+            Arc::clone(&store),
+            Arc::clone(&keys),
+            Arc::clone(&connections),
+            Arc::clone(&clock),
+        )?;
+        let others: [(EngineKind, Arc<dyn Engine>); 4] = [
             (EngineKind::Jwt, Arc::clone(&jwt) as _),
+            (EngineKind::Postgres, Arc::new(postgres)),
             (EngineKind::X509, Arc::clone(&x509) as _),
             (EngineKind::Ssh, Arc::clone(&ssh) as _),
         ];
         let pki = Pki::open(store.as_ref(), &keys, Arc::clone(&clock)).await?;
-        let connections = Connections::new(Arc::clone(&store), Arc::clone(&keys));
         let kv = Arc::new(kv::Kv::new(Arc::clone(&store), keys, Arc::clone(&clock)));
         let parts = Parts {
             store,
@@ -153,7 +160,7 @@ impl Broker {
                 kv,
                 others: BTreeMap::from(others),
             },
-            connections: Arc::new(connections),
+            connections,
             audit,
             clock,
         };

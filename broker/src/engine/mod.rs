@@ -3,15 +3,23 @@
 
 mod authority;
 pub mod connections;
+mod entries;
+pub mod fixed;
 pub mod jwt;
 pub mod kv;
 mod names;
 mod pair;
+pub mod password;
+pub mod pool;
+pub mod postgres;
 mod ring;
+pub mod root;
 pub mod ssh;
+pub mod statements;
 mod template;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 pub mod x509;
 
 use crate::seal::{RecordId, SealError};
@@ -160,7 +168,7 @@ pub trait Engine: Send + Sync {
     }
 
     /// Changes the password of the broker's own account at a server, after which nobody but the broker
-    /// knows it.
+    /// knows it. Whatever is interrupted, the broker still gets in.
     fn rotate_root<'a>(&'a self, connection: &'a ConnectionName, _now: u64) -> Answer<'a, ()> {
         let problem = format!("{connection}: this engine has no account of its own to rotate");
         Box::pin(async { Err(EngineError::Unfit(problem)) })

@@ -1,0 +1,197 @@
+use super::*;
+use crate::store::SqliteStore;
+use crate::testing::TempDir;
+use crate::unseal::KeyFile;
+use mayfly_wire::engine::Span;
+use std::collections::BTreeMap;
+
+/// What a target holds, and whether it answers.
+#[derive(Default)]
+struct Target {
+    passwords: Mutex<BTreeMap<String, Vec<u8>>>,
+    behaviour: Mutex<Behaviour>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Behaviour {
+    #[default]
+    Works,
+    /// Does nothing, and says so.
+    Refuses,
+    /// Does it, and its answer is lost.
+    LosesAnswers,
+}
+
+impl Target {
+    fn be(&self, behaviour: Behaviour) {
+        *self.behaviour.lock().unwrap() = behaviour;
+    }
+
+    fn lets_in(&self, holder: &Holder) -> bool {
+        let passwords = self.passwords.lock().unwrap();
+        passwords.get(&holder.user).map(Vec::as_slice) == Some(holder.password.expose())
+    }
+}
+
+impl SetPassword for Target {
+    fn set_password<'a>(
+        &'a self,
+        _: &'a ConnectionName,
+        user: &'a str,
+        password: &'a Secret,
+    ) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let behaviour = *self.behaviour.lock().unwrap();
+            if behaviour != Behaviour::Refuses {
+                let mut passwords = self.passwords.lock().unwrap();
+                passwords.insert(user.to_owned(), password.expose().to_vec());
+            }
+            if behaviour == Behaviour::Works {
+                return Ok(());
+            }
+            Err(EngineError::Unavailable("no answer".to_owned()))
+        })
+    }
+}
+
+struct Place {
+    store: Arc<SqliteStore>,
+    target: Target,
+    settings: SqlSettings,
+    _dir: TempDir,
+}
+
+impl Place {
+    fn new(users: &[&str]) -> Self {
+        let dir = TempDir::new();
+        let key = KeyFile::new(dir.path().join("root.key"));
+        let store = SqliteStore::open(&dir.path().join("state"), &key).unwrap();
+        Self {
+            store: Arc::new(store),
+            target: Target::default(),
+            settings: settings(users),
+            _dir: dir,
+        }
+    }
+
+    /// As after a restart: nothing is remembered but what the store has.
+    fn users(&self) -> FixedUsers {
+        FixedUsers::new(self.store.clone(), self.store.keys(), "static/test")
+    }
+
+    async fn current(&self) -> Result<Holder, EngineError> {
+        let users = self.users();
+        users
+            .current(&name(), &self.settings, &self.target, 1)
+            .await
+    }
+
+    async fn rotate(&self, now: u64) -> Result<(), EngineError> {
+        let users = self.users();
+        users
+            .rotate(&name(), &self.settings, &self.target, now)
+            .await
+    }
+
+    async fn due(&self) -> Option<u64> {
+        let due = self.users();
+        due.rotates_at(&name(), &self.settings).await.unwrap()
+    }
+}
+
+fn name() -> CredentialName {
+    "reports".parse().unwrap()
+}
+
+fn settings(users: &[&str]) -> SqlSettings {
+    SqlSettings {
+        connection: "shop".parse().unwrap(),
+        create: Vec::new(),
+        renew: Vec::new(),
+        revoke: Vec::new(),
+        fixed: users.iter().map(|user| (*user).to_owned()).collect(),
+        rotate_every: Some(Span(60)),
+        password: None,
+    }
+}
+
+#[tokio::test]
+async fn one_user_gets_a_new_password_each_time() {
+    let place = Place::new(&["reports"]);
+    assert_eq!(place.due().await, None);
+    let first = place.current().await.unwrap();
+    assert!(place.target.lets_in(&first) && first.version == 1);
+    let same = place.current().await.unwrap();
+    assert_eq!(same.password.expose(), first.password.expose());
+    assert_eq!(place.due().await, Some(60_001));
+    place.rotate(5_000).await.unwrap();
+    let second = place.current().await.unwrap();
+    assert!(place.target.lets_in(&second) && !place.target.lets_in(&first));
+    assert_eq!(second.version, 2);
+    assert_eq!(place.due().await, Some(65_000));
+}
+
+#[tokio::test]
+async fn of_two_users_the_one_before_stays_good_until_the_next_rotation() {
+    let place = Place::new(&["reports_a", "reports_b"]);
+    let mut before = place.current().await.unwrap();
+    assert_eq!(before.user, "reports_a");
+    for (version, user) in [(2, "reports_b"), (3, "reports_a"), (4, "reports_b")] {
+        place.rotate(2).await.unwrap();
+        let now = place.current().await.unwrap();
+        assert_eq!((now.version, now.user.as_str()), (version, user));
+        assert!(place.target.lets_in(&now) && place.target.lets_in(&before));
+        before = now;
+    }
+}
+
+#[tokio::test]
+async fn whatever_is_interrupted_the_store_ends_up_with_the_good_password() {
+    for behaviour in [Behaviour::Refuses, Behaviour::LosesAnswers] {
+        for users in [&["reports"][..], &["reports_a", "reports_b"]] {
+            let place = Place::new(users);
+            // Taken over for the first time.
+            place.target.be(behaviour);
+            assert!(place.current().await.is_err());
+            assert!(place.current().await.is_err());
+            place.target.be(Behaviour::Works);
+            let first = place.current().await.unwrap();
+            assert!(place.target.lets_in(&first));
+            // Rotated.
+            place.target.be(behaviour);
+            assert!(place.rotate(9).await.is_err());
+            let meanwhile = place.current().await.unwrap();
+            assert_eq!(meanwhile.version, first.version);
+            if users.len() == 2 {
+                assert!(place.target.lets_in(&meanwhile));
+            }
+            assert_eq!(place.due().await, Some(1), "what was begun is due");
+            let begun = place.target.passwords.lock().unwrap().clone();
+            place.target.be(Behaviour::Works);
+            place.rotate(10).await.unwrap();
+            let second = place.current().await.unwrap();
+            assert!(place.target.lets_in(&second) && second.version == 2);
+            if behaviour == Behaviour::LosesAnswers {
+                // The very password that may have been set already.
+                assert_eq!(*place.target.passwords.lock().unwrap(), begun);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn other_users_in_the_settings_are_taken_over() {
+    let mut place = Place::new(&["reports"]);
+    let first = place.current().await.unwrap();
+    place.settings = settings(&["audits", "audits_b"]);
+    let second = place.current().await.unwrap();
+    assert_eq!(
+        (second.user.as_str(), second.version),
+        ("audits", first.version + 1)
+    );
+    assert!(place.target.lets_in(&second));
+    // Nothing of it is in the store in the clear.
+    let entry = place.store.meta("static/test/reports".to_owned());
+    let entry = entry.await.unwrap().unwrap();
+    assert!(!entry.windows(6).any(|window| window == b"audits"));
+}

@@ -1,0 +1,523 @@
+//! The `postgres` engine: roles of a PostgreSQL server.
+//!
+//! The server never hears a password. It is given a verifier that the broker computed, from which nobody
+//! can log in, so its statements and logs hold nothing that is of use to anybody.
+
+mod account;
+mod connect;
+mod scram;
+mod session;
+mod sql;
+mod tls;
+
+use super::connections::Connections;
+use super::fixed::{FixedUsers, SetPassword};
+use super::pool::{Failure, Lent, Limits, Pool, limited};
+use super::root::Roots;
+use super::statements::{self, Dialect, Placeholder, Statement, Values};
+use super::{
+    Answer, Engine, EngineError, IssueRequest, Issued, lease_record, other_engine, password,
+};
+use crate::clock::Clock;
+use crate::seal::{RootKeys, SealError, random};
+use crate::store::{Lease, Source, Store};
+use account::Account;
+use connect::Login;
+use mayfly_wire::admin::{CredentialConfig, EngineConfig};
+use mayfly_wire::connection::SCRAM_ITERATIONS;
+use mayfly_wire::engine::SqlSettings;
+use mayfly_wire::{ConnectionName, Secret};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// The version that the content of a lease is sealed for: it never changes while the lease lives.
+const CONTENT: u64 = 0;
+/// Beyond the end of a lease, a role lasts this part of it in the server, and at least this long: the
+/// broker ends it, and the server only if there is no broker.
+const SLACK: (u32, Duration) = (10, Duration::from_secs(5));
+/// A client that logs in while its role is dropped can come through. It is ended after this time.
+const LATE: Duration = Duration::from_secs(1);
+/// More iterations than these are not done beside other work.
+const FEW: u32 = 128;
+const ALL: [Placeholder; 3] = [
+    Placeholder::Name,
+    Placeholder::Password,
+    Placeholder::Expiration,
+];
+
+/// The engine.
+pub struct Postgres {
+    keys: Arc<RootKeys>,
+    clock: Arc<dyn Clock>,
+    connections: Arc<Connections>,
+    pool: Arc<Pool<Login>>,
+    fixed: FixedUsers,
+    roots: Arc<Roots>,
+    /// Where sessions that came late will be ended.
+    late: Arc<Mutex<HashSet<ConnectionName>>>,
+}
+
+/// The statements of a credential, understood.
+struct Understood {
+    create: Vec<Statement>,
+    renew: Vec<Statement>,
+}
+
+impl Postgres {
+    /// The engine, with nothing open yet.
+    ///
+    /// # Errors
+    /// The seal's.
+    pub fn new(
+        store: Arc<dyn Store>,
+        keys: Arc<RootKeys>,
+        connections: Arc<Connections>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, SealError> {
+        let roots = Arc::new(Roots::new(
+            Arc::clone(&store),
+            Arc::clone(&keys),
+            Arc::clone(&connections),
+            Arc::clone(&clock),
+        ));
+        let login = Login::new(Arc::clone(&connections), Arc::clone(&roots), &keys)?;
+        let pool = Pool::new(Arc::new(login), Arc::clone(&connections), Limits::default());
+        Ok(Self {
+            fixed: FixedUsers::new(store, Arc::clone(&keys), "static/postgres"),
+            keys,
+            clock,
+            connections,
+            pool: Arc::new(pool),
+            roots,
+            late: Arc::default(),
+        })
+    }
+
+    /// A session on which nothing can come between any more that was given up before.
+    async fn lend(&self, connection: &ConnectionName) -> Result<Lent<Login>, EngineError> {
+        lend(&self.pool, connection).await
+    }
+
+    async fn make(&self, request: IssueRequest<'_>) -> Result<Issued, EngineError> {
+        let credential = request.credential;
+        let settings = settings(credential)?;
+        let target = self.connections.target(&settings.connection)?;
+        let (fields, layout, source);
+        if settings.fixed.is_empty() {
+            let made = password::generate(settings.password.as_ref())?;
+            let workload = request.evidence.display_name();
+            let name = account::name(&credential.name, &workload, request.lease);
+            let kept = Account {
+                password: text(&made)?,
+                revoke: settings.revoke.clone(),
+            };
+            let record = lease_record(request.lease);
+            let sealed = self.keys.seal(&record, CONTENT, &kept.export()?)?;
+            (fields, layout) = account::fields(&target.config, &name, &made)?;
+            source = Source::Account {
+                connection: settings.connection.clone(),
+                account: name,
+                sealed,
+            };
+        } else {
+            let name = &credential.name;
+            let holder = self
+                .fixed
+                .current(name, settings, self, request.now)
+                .await?;
+            (fields, layout) = account::fields(&target.config, &holder.user, &holder.password)?;
+            source = Source::Shared {
+                version: holder.version,
+            };
+        }
+        Ok(Issued {
+            fields,
+            layout,
+            expires_at: request.expires_at(),
+            source,
+        })
+    }
+
+    async fn again(
+        &self,
+        credential: &CredentialConfig,
+        lease: &Lease,
+    ) -> Result<Issued, EngineError> {
+        let settings = settings(credential)?;
+        let (fields, layout, source);
+        match &lease.source {
+            Source::Account {
+                connection,
+                account,
+                sealed,
+            } => {
+                let target = self.connections.target(connection)?;
+                let kept = self.open(lease, sealed)?;
+                let password = Secret::from(kept.password.as_bytes().to_vec());
+                (fields, layout) = account::fields(&target.config, account, &password)?;
+                source = lease.source.clone();
+            }
+            Source::Shared { .. } if !settings.fixed.is_empty() => {
+                let target = self.connections.target(&settings.connection)?;
+                let now = self.clock.now_ms();
+                let holder = self.fixed.current(&credential.name, settings, self, now);
+                let holder = holder.await?;
+                (fields, layout) = account::fields(&target.config, &holder.user, &holder.password)?;
+                source = Source::Shared {
+                    version: holder.version,
+                };
+            }
+            _ => return Err(other_engine(lease)),
+        }
+        Ok(Issued {
+            fields,
+            layout,
+            expires_at: lease.expires_at,
+            source,
+        })
+    }
+
+    fn open(&self, lease: &Lease, sealed: &[u8]) -> Result<Account, EngineError> {
+        let bytes = self.keys.open(&lease_record(&lease.id), CONTENT, sealed)?;
+        Account::import(&bytes)
+    }
+
+    async fn verifier(
+        &self,
+        connection: &ConnectionName,
+        password: &[u8],
+    ) -> Result<String, EngineError> {
+        let target = self.connections.target(connection)?;
+        let iterations = target.config.scram_iterations.unwrap_or(SCRAM_ITERATIONS);
+        let salt = random()?;
+        if iterations <= FEW {
+            return Ok(scram::verifier(password, salt, iterations)?);
+        }
+        let password = Zeroizing::new(password.to_vec());
+        let task = move || scram::verifier(&password, salt, iterations);
+        let made = tokio::task::spawn_blocking(task).await;
+        Ok(made.map_err(|error| EngineError::Unavailable(error.to_string()))??)
+    }
+
+    /// For how long a role must be good in the server.
+    fn remaining(
+        &self,
+        credential: &CredentialConfig,
+        lease: &Lease,
+    ) -> Result<Duration, EngineError> {
+        let left = lease.expires_at.saturating_sub(self.clock.now_ms());
+        if left == 0 {
+            return Err(EngineError::Conflict(format!(
+                "{} has ended already",
+                lease.id
+            )));
+        }
+        // A clock that jumped must not make it last.
+        let ttl = Duration::from_secs(credential.ttl_seconds);
+        let left = Duration::from_millis(left).min(ttl);
+        Ok(left + (ttl / SLACK.0).max(SLACK.1))
+    }
+
+    async fn create_role(
+        &self,
+        credential: &CredentialConfig,
+        lease: &Lease,
+    ) -> Result<(), EngineError> {
+        let Source::Account {
+            connection,
+            account,
+            sealed,
+        } = &lease.source
+        else {
+            return Err(other_engine(lease));
+        };
+        let statements = understand(settings(credential)?).map_err(EngineError::Unfit)?;
+        let kept = self.open(lease, sealed)?;
+        let verifier = self.verifier(connection, kept.password.as_bytes()).await?;
+        let mut lent = self.lend(connection).await?;
+        let until = self.remaining(credential, lease)?;
+        let session = lent.connection()?;
+        let outcome = limited(async {
+            let expiration = session.time_in(until).map_err(Failure::Refused)?;
+            let values = Values {
+                name: account,
+                password: &verifier,
+                expiration: &expiration,
+            };
+            let text = statements::join(&statements.create, &values).map_err(Failure::Refused)?;
+            session.transaction(&text).await
+        });
+        let outcome = outcome.await;
+        lent.done(outcome)
+    }
+
+    async fn extend_role(
+        &self,
+        credential: &CredentialConfig,
+        lease: &Lease,
+    ) -> Result<(), EngineError> {
+        let Source::Account {
+            connection,
+            account,
+            ..
+        } = &lease.source
+        else {
+            return Err(other_engine(lease));
+        };
+        let statements = understand(settings(credential)?).map_err(EngineError::Unfit)?;
+        let mut lent = self.lend(connection).await?;
+        let until = self.remaining(credential, lease)?;
+        let session = lent.connection()?;
+        let outcome = limited(async {
+            let expiration = session.time_in(until).map_err(Failure::Refused)?;
+            if statements.renew.is_empty() {
+                return session
+                    .transaction(&sql::extend(account, &expiration))
+                    .await;
+            }
+            let values = Values {
+                name: account,
+                password: "",
+                expiration: &expiration,
+            };
+            let text = statements::join(&statements.renew, &values).map_err(Failure::Refused)?;
+            session.transaction(&text).await
+        });
+        let outcome = outcome.await;
+        lent.done(outcome)
+    }
+
+    async fn revoke_role(&self, lease: &Lease) -> Result<(), EngineError> {
+        let Source::Account {
+            connection,
+            account,
+            sealed,
+        } = &lease.source
+        else {
+            // Nothing exists for this lease alone.
+            return Ok(());
+        };
+        let kept = self.open(lease, sealed)?;
+        let revoke = understand_revoke(&kept.revoke).map_err(EngineError::Unfit)?;
+        let values = Values {
+            name: account,
+            password: "",
+            expiration: "",
+        };
+        let text = if revoke.is_empty() {
+            Zeroizing::new(sql::drop_role(account))
+        } else {
+            let text = statements::join(&revoke, &values).map_err(EngineError::Unfit)?;
+            Zeroizing::new(sql::end_sessions(account) + &text)
+        };
+        let mut lent = self.lend(connection).await?;
+        let session = lent.connection()?;
+        let outcome = limited(async {
+            let mut left = match session.transaction_then(&text, sql::ORPHANS).await {
+                Ok(left) => left,
+                // The operator's own statements may not bear that nothing is there.
+                Err(Failure::Refused(cause)) => {
+                    if session.number(&sql::count_roles(account)).await? > 0 {
+                        return Err(Failure::Refused(cause));
+                    }
+                    session.number(sql::ORPHANS).await?
+                }
+                Err(broken) => return Err(broken),
+            };
+            while left > 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                left = session.number(sql::ORPHANS).await?;
+            }
+            Ok(())
+        });
+        let outcome = outcome.await;
+        lent.done(outcome)?;
+        self.look_again(connection);
+        Ok(())
+    }
+
+    /// Once more ends sessions whose role is gone, a little later.
+    fn look_again(&self, connection: &ConnectionName) {
+        let late = Arc::clone(&self.late);
+        let mut waiting = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiting.insert(connection.clone()) {
+            return;
+        }
+        drop(waiting);
+        let (pool, connection) = (Arc::clone(&self.pool), connection.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(LATE).await;
+            late.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&connection);
+            let ended = async {
+                let mut lent = lend(&pool, &connection).await?;
+                let session = lent.connection()?;
+                let outcome = limited(session.number(sql::ORPHANS)).await;
+                lent.done(outcome)
+            };
+            match ended.await {
+                Ok(0) => {}
+                Ok(ended) => {
+                    tracing::info!(%connection, ended, "sessions of dropped roles ended late")
+                }
+                Err(error) => {
+                    tracing::debug!(%connection, %error, "late sessions were not looked for")
+                }
+            }
+        });
+    }
+}
+
+/// A session of which what was given up before is ended.
+async fn lend(pool: &Pool<Login>, connection: &ConnectionName) -> Result<Lent<Login>, EngineError> {
+    let mut lent = pool.lend(connection).await?;
+    let session = lent.connection()?;
+    let ended = limited(pool.connector().end_lost(connection, session)).await;
+    match ended {
+        Ok(()) => Ok(lent),
+        Err(failure) => Err(match lent.done::<()>(Err(failure)) {
+            Ok(()) => EngineError::Unavailable("unknown".to_owned()),
+            Err(error) => error,
+        }),
+    }
+}
+
+fn settings(credential: &CredentialConfig) -> Result<&SqlSettings, EngineError> {
+    match &credential.engine {
+        EngineConfig::Postgres(settings) => Ok(settings),
+        _ => Err(EngineError::Unfit(format!(
+            "{} is not a postgres credential",
+            credential.name
+        ))),
+    }
+}
+
+fn understand(settings: &SqlSettings) -> Result<Understood, String> {
+    let known = [Placeholder::Name, Placeholder::Expiration];
+    Ok(Understood {
+        create: statements::parse(Dialect::Postgres, "create", &settings.create, &ALL, &ALL)?,
+        renew: if settings.renew.is_empty() {
+            Vec::new()
+        } else {
+            statements::parse(Dialect::Postgres, "renew", &settings.renew, &known, &known)?
+        },
+    })
+}
+
+fn understand_revoke(texts: &[String]) -> Result<Vec<Statement>, String> {
+    let known = [Placeholder::Name];
+    let needed: &[Placeholder] = if texts.is_empty() { &[] } else { &known };
+    statements::parse(Dialect::Postgres, "revoke", texts, &known, needed)
+}
+
+fn text(secret: &Secret) -> Result<Zeroizing<String>, EngineError> {
+    let text = String::from_utf8(secret.expose().to_vec());
+    text.map(Zeroizing::new)
+        .map_err(|_| EngineError::Unfit("a password is not text".to_owned()))
+}
+
+impl SetPassword for Postgres {
+    fn set_password<'a>(
+        &'a self,
+        connection: &'a ConnectionName,
+        user: &'a str,
+        password: &'a Secret,
+    ) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let verifier = self.verifier(connection, password.expose()).await?;
+            let mut lent = self.lend(connection).await?;
+            let session = lent.connection()?;
+            let text = sql::set_password(user, &verifier);
+            let outcome = limited(session.transaction(&text)).await;
+            lent.done(outcome)
+        })
+    }
+}
+
+impl Engine for Postgres {
+    fn check(&self, credential: &CredentialConfig) -> Result<(), String> {
+        let settings = settings(credential).map_err(|error| error.to_string())?;
+        if let Some(policy) = &settings.password {
+            password::check(policy)?;
+        }
+        if settings.fixed.is_empty() {
+            if settings.create.is_empty() {
+                return Err("expected statements in create, or users in static".to_owned());
+            }
+            if settings.rotate_every.is_some() {
+                return Err("rotate_every: only users in static are rotated".to_owned());
+            }
+            understand(settings)?;
+            return understand_revoke(&settings.revoke).map(|_| ());
+        }
+        if !(settings.create.is_empty() && settings.renew.is_empty() && settings.revoke.is_empty())
+        {
+            return Err(
+                "expected either static, or create with renew and revoke: static users stand there \
+                 already, and nothing is made or removed"
+                    .to_owned(),
+            );
+        }
+        let users = &settings.fixed;
+        if users.len() > 2 || matches!(&users[..], [one, other] if one == other) {
+            return Err("static: expected one user, or two different ones".to_owned());
+        }
+        let bad = |user: &&String| user.is_empty() || user.len() > 63 || user.contains('\0');
+        match users.iter().find(bad) {
+            Some(_) => Err("static: expected names of 1 to 63 bytes".to_owned()),
+            None => Ok(()),
+        }
+    }
+
+    fn issue<'a>(&'a self, request: IssueRequest<'a>) -> Answer<'a, Issued> {
+        Box::pin(self.make(request))
+    }
+
+    fn create<'a>(&'a self, credential: &'a CredentialConfig, lease: &'a Lease) -> Answer<'a, ()> {
+        Box::pin(self.create_role(credential, lease))
+    }
+
+    fn extend<'a>(&'a self, credential: &'a CredentialConfig, lease: &'a Lease) -> Answer<'a, ()> {
+        Box::pin(self.extend_role(credential, lease))
+    }
+
+    fn reissue<'a>(
+        &'a self,
+        credential: &'a CredentialConfig,
+        lease: &'a Lease,
+    ) -> Answer<'a, Issued> {
+        Box::pin(self.again(credential, lease))
+    }
+
+    fn revoke<'a>(&'a self, lease: &'a Lease) -> Answer<'a, ()> {
+        Box::pin(self.revoke_role(lease))
+    }
+
+    fn rotate<'a>(&'a self, credential: &'a CredentialConfig, now: u64) -> Answer<'a, bool> {
+        Box::pin(async move {
+            let settings = settings(credential)?;
+            if settings.fixed.is_empty() {
+                return Ok(false);
+            }
+            self.fixed
+                .rotate(&credential.name, settings, self, now)
+                .await?;
+            Ok(true)
+        })
+    }
+
+    fn rotates_at<'a>(&'a self, credential: &'a CredentialConfig) -> Answer<'a, Option<u64>> {
+        Box::pin(async move {
+            self.fixed
+                .rotates_at(&credential.name, settings(credential)?)
+                .await
+        })
+    }
+
+    fn rotate_root<'a>(&'a self, connection: &'a ConnectionName, _now: u64) -> Answer<'a, ()> {
+        Box::pin(self.roots.rotate(connection, self))
+    }
+}

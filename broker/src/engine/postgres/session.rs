@@ -1,0 +1,215 @@
+//! One open session: text in, what became of it out.
+
+use crate::engine::pool::Failure;
+use std::time::Duration;
+use time::OffsetDateTime;
+use time::macros::format_description;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::{Client, Connection, Error, SimpleQueryMessage, Socket};
+
+/// How often a transaction is tried in which others came between.
+const TRIES: u64 = 8;
+/// The key of the lock under which those try that were disturbed: "mayf", "post".
+const LOCK: &str = "SELECT pg_advisory_xact_lock(1835104614, 1886352244);";
+/// The server's clock, in milliseconds since the Unix epoch.
+const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+/// How long the server's clock is taken to go as ours does.
+const CLOCK_AGE: Duration = Duration::from_secs(10);
+
+/// An open session. Dropping it closes it, without a word to the server.
+pub(super) struct Session {
+    client: Client,
+    io: AbortHandle,
+    pid: i32,
+    clock: Clock,
+}
+
+/// What the server's clock said, and when.
+#[derive(Clone, Copy)]
+struct Clock {
+    millis: i64,
+    at: Instant,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.io.abort();
+    }
+}
+
+/// Why a statement has no result.
+enum Sql {
+    /// Others changed the same at the same time: it may work now.
+    Disturbed(String),
+    Failed(Failure),
+}
+
+impl Session {
+    pub(super) fn over<T>(
+        opened: Result<(Client, Connection<Socket, T>), Error>,
+    ) -> Result<Self, Error>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (client, connection) = opened?;
+        // How it ends is told to whoever waits for an answer.
+        let io = tokio::spawn(async move { drop(connection.await) });
+        Ok(Self {
+            client,
+            io: io.abort_handle(),
+            pid: 0,
+            clock: Clock {
+                millis: 0,
+                at: Instant::now(),
+            },
+        })
+    }
+
+    /// Asks who serves us, and what time it is there.
+    pub(super) async fn greeted(mut self) -> Result<Self, String> {
+        let asked = format!("SELECT pg_backend_pid(); {CLOCK}");
+        let answer = self.client.simple_query(&asked).await;
+        let numbers = numbers(&answer.map_err(|error| cause(&error))?);
+        let [pid, millis] = numbers[..] else {
+            return Err("expected a PostgreSQL server that tells its process and time".to_owned());
+        };
+        self.pid = i32::try_from(pid).map_err(|_| "a process number is too large".to_owned())?;
+        self.read_clock(millis);
+        Ok(self)
+    }
+
+    /// The server's process.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    fn read_clock(&mut self, millis: i64) {
+        self.clock = Clock {
+            millis,
+            at: Instant::now(),
+        };
+    }
+
+    /// What the server's clock will say in `span`, as a timestamp literal without its quotes. Our own
+    /// clock can be as wrong as it likes.
+    pub(super) fn time_in(&self, span: Duration) -> Result<String, String> {
+        let passed = self.clock.at.elapsed() + span + Duration::from_millis(999);
+        let passed = i64::try_from(passed.as_millis()).unwrap_or(i64::MAX);
+        let seconds = self.clock.millis.saturating_add(passed) / 1000;
+        let time = OffsetDateTime::from_unix_timestamp(seconds).map_err(|e| e.to_string())?;
+        let form = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]+00");
+        time.format(form).map_err(|error| error.to_string())
+    }
+
+    /// Does all of `sql`, or nothing of it; again if others came between.
+    pub(super) async fn transaction(&mut self, sql: &str) -> Result<(), Failure> {
+        let asks = self.clock.at.elapsed() > CLOCK_AGE;
+        let clock = if asks { CLOCK } else { "" };
+        // The server takes one message as one transaction. What it answers beside the time are results
+        // of the operator's statements.
+        let answer = self
+            .disturbed(&|lock| format!("{lock}{sql}{clock}"))
+            .await?;
+        if let Some(millis) = numbers(&answer).last().filter(|_| asks) {
+            self.read_clock(*millis);
+        }
+        Ok(())
+    }
+
+    /// Does `inside` in a transaction and then `after`, whose last number is returned; again if others
+    /// came between.
+    pub(super) async fn transaction_then(&self, inside: &str, after: &str) -> Result<i64, Failure> {
+        let text = |lock: &str| format!("BEGIN;{lock}{inside}COMMIT;{after}");
+        let answer = self.disturbed(&text).await?;
+        Ok(numbers(&answer).last().copied().unwrap_or(0))
+    }
+
+    /// The number that a query gives.
+    pub(super) async fn number(&self, sql: &str) -> Result<i64, Failure> {
+        let answer = self.disturbed(&|_| sql.to_owned()).await?;
+        Ok(numbers(&answer).last().copied().unwrap_or(0))
+    }
+
+    async fn disturbed(
+        &self,
+        text: &(dyn Fn(&str) -> String + Sync),
+    ) -> Result<Vec<SimpleQueryMessage>, Failure> {
+        let mut tries = 0;
+        loop {
+            let lock = if tries == 0 { "" } else { LOCK };
+            match self.once(&text(lock)).await {
+                Ok(answer) => return Ok(answer),
+                Err(Sql::Failed(failure)) => return Err(failure),
+                Err(Sql::Disturbed(cause)) if tries == TRIES => {
+                    return Err(Failure::Refused(format!("{cause} ({TRIES} times)")));
+                }
+                Err(Sql::Disturbed(_)) => tries += 1,
+            }
+            tokio::time::sleep(Duration::from_millis(tries * 2)).await;
+        }
+    }
+
+    async fn once(&self, text: &str) -> Result<Vec<SimpleQueryMessage>, Sql> {
+        let error = match self.client.simple_query(text).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let cause = cause(&error);
+        let Some(refused) = error.as_db_error().filter(|error| is_alive(error)) else {
+            return Err(Sql::Failed(Failure::Broken(cause)));
+        };
+        // It may stand in a transaction that failed.
+        if let Err(error) = self.client.simple_query("ROLLBACK").await {
+            return Err(Sql::Failed(Failure::Broken(self::cause(&error))));
+        }
+        if is_disturbed(refused) {
+            return Err(Sql::Disturbed(cause));
+        }
+        Err(Sql::Failed(Failure::Refused(cause)))
+    }
+}
+
+/// Whether the session goes on after it.
+fn is_alive(error: &DbError) -> bool {
+    !matches!(error.severity(), "FATAL" | "PANIC")
+}
+
+fn is_disturbed(error: &DbError) -> bool {
+    let code = error.code();
+    // The server has no code of its own for this.
+    let updated =
+        *code == SqlState::INTERNAL_ERROR && error.message().contains("tuple concurrently");
+    updated
+        || *code == SqlState::T_R_SERIALIZATION_FAILURE
+        || *code == SqlState::T_R_DEADLOCK_DETECTED
+}
+
+/// The first column of each row that is a number.
+fn numbers(answer: &[SimpleQueryMessage]) -> Vec<i64> {
+    let number = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).and_then(|text| text.parse().ok()),
+        _ => None,
+    };
+    answer.iter().filter_map(number).collect()
+}
+
+/// What went wrong, for operators. A statement that the server does not understand is quoted in what it
+/// says; what can check a password is not.
+pub(super) fn cause(error: &Error) -> String {
+    let Some(said) = error.as_db_error() else {
+        let source = std::error::Error::source(error).map(ToString::to_string);
+        return source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+    };
+    let message = match said.message().split_once("SCRAM-SHA-256$") {
+        Some((before, _)) => format!("{before}(a verifier)"),
+        None => said.message().to_owned(),
+    };
+    format!("the server says: {message} ({})", said.code().code())
+}

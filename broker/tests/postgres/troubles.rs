@@ -1,0 +1,126 @@
+//! A server, or a network, that does not do what it should.
+
+use crate::place::*;
+use crate::proxy::Proxy;
+use crate::roles::roles;
+use crate::server::PostgresServer;
+use mayfly_broker::engine::Engine as _;
+use mayfly_wire::Code;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::time::{sleep, timeout};
+
+const SHORT: Duration = Duration::from_millis(500);
+
+async fn until(what: impl Fn() -> bool) {
+    for _ in 0..100 {
+        if what() {
+            return;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it did not come to pass");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_that_was_given_up_has_no_effect_after_the_revoke() {
+    let server = PostgresServer::start(&["fsync=off"]).unwrap();
+    let proxy = Proxy::to(server.port()).await;
+    let place = Place::new(config(proxy.port), PostgresServer::PASSWORD).await;
+    let credential = credential(settings(&[CREATE]));
+    place.made(&credential).await;
+
+    // What would happen if nobody revoked it: the statement arrives in the end.
+    let (_, first) = place.issue(&credential, &evidence("first")).await.unwrap();
+    proxy.hold();
+    let create = place.engine.create(&credential, &first);
+    assert!(timeout(SHORT, create).await.is_err());
+    assert_eq!(roles(&server), 1);
+    proxy.let_go();
+    until(|| roles(&server) == 2).await;
+    place.engine.revoke(&first).await.unwrap();
+    assert_eq!(roles(&server), 1);
+
+    let (_, second) = place.issue(&credential, &evidence("second")).await.unwrap();
+    proxy.hold();
+    let create = place.engine.create(&credential, &second);
+    assert!(timeout(SHORT, create).await.is_err());
+    place.engine.revoke(&second).await.unwrap();
+    proxy.let_go();
+    sleep(SHORT * 2).await;
+    assert_eq!(roles(&server), 1);
+
+    // The same, revoked by the next process, while the first one hangs.
+    place.made(&credential).await;
+    let (_, third) = place.issue(&credential, &evidence("third")).await.unwrap();
+    proxy.hold();
+    let create = place.engine.create(&credential, &third);
+    assert!(timeout(SHORT, create).await.is_err());
+    let next = place.next_process(config(server.port()));
+    next.engine.revoke(&third).await.unwrap();
+    proxy.let_go();
+    sleep(SHORT * 2).await;
+    assert_eq!(roles(&server), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_hangs_is_ended_before_its_lease_is_revoked() {
+    let server = PostgresServer::start(&["fsync=off"]).unwrap();
+    server.psql("CREATE TABLE busy (n int)").unwrap();
+    let place = Place::at(&server).await;
+    let credential = credential(settings(&[CREATE, "SELECT pg_sleep(2), '{{name}}'"]));
+    let (_, lease) = place.issue(&credential, &evidence("x")).await.unwrap();
+    let create = place.engine.create(&credential, &lease);
+    assert!(timeout(SHORT, create).await.is_err());
+    let began = Instant::now();
+    place.engine.revoke(&lease).await.unwrap();
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(roles(&server), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_comes_back_is_used_again() {
+    let mut server = PostgresServer::start(&["fsync=off"]).unwrap();
+    let place = Place::at(&server).await;
+    let credential = credential(settings(&[CREATE]));
+    let (_, lease) = place.made(&credential).await;
+    server.kill();
+    let refused = place.engine.revoke(&lease).await.err().unwrap();
+    assert_eq!(refused.code(), Code::Unavailable);
+    server.run().unwrap();
+    let began = Instant::now();
+    while let Err(error) = place.engine.revoke(&lease).await {
+        assert!(began.elapsed() < Duration::from_secs(10), "{error}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(roles(&server), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_accepts_and_never_answers_is_reported() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let place = Place::new(config(port), "x").await;
+    let credential = credential(settings(&[CREATE]));
+    let (_, lease) = place.issue(&credential, &evidence("x")).await.unwrap();
+    let began = Instant::now();
+    let refused = place
+        .engine
+        .create(&credential, &lease)
+        .await
+        .err()
+        .unwrap();
+    assert!(
+        refused.to_string().contains("no connection within 5 s"),
+        "{refused}"
+    );
+    let again = Instant::now();
+    let refused = place.engine.revoke(&lease).await.err().unwrap();
+    assert!(refused.to_string().contains("next try in"), "{refused}");
+    assert!(again.elapsed() < SHORT && began.elapsed() > Duration::from_secs(4));
+}
