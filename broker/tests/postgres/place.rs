@@ -35,7 +35,8 @@ impl Place {
         let store = SqliteStore::open(&dir.join("state"), &KeyFile::new(dir.join("key"))).unwrap();
         let place = Self::over(Arc::new(store), dir, config);
         let password = Secret::from(password.to_owned());
-        let given = place.connections.set_password(&connection(), &password, 1);
+        let name = connection();
+        let given = place.connections.set_password(&name, &password, 1);
         given.await.unwrap();
         place
     }

@@ -81,7 +81,8 @@ async fn after_its_rotation_nobody_but_the_broker_knows_the_root_password() {
     place.connections.configure(&[config(proxy.port)]);
     place.made(&credential).await;
     proxy.hold_answers();
-    let rotation = place.engine.rotate_root(&connection(), 1);
+    let name = connection();
+    let rotation = place.engine.rotate_root(&name, 1);
     assert!(timeout(Duration::from_secs(1), rotation).await.is_err());
     let next = place.next_process(config(server.port()));
     let (holder, _) = next.made(&credential).await;
