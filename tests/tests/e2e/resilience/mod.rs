@@ -2,6 +2,7 @@
 
 mod app;
 mod audit;
+mod certificates;
 mod crashes;
 mod dev;
 mod disk;

@@ -1,0 +1,190 @@
+//! Others take our certificates: OpenSSL and OpenSSH, with the files that a container gets, through
+//! renewals and to their end.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use mayfly_tests::harness::{
+    Broker, BrokerOptions, Guard, Realm, TempDir, free_port, log_path, output, wait_until,
+};
+use nix::sys::signal::Signal;
+
+use super::app::{self, App};
+
+/// Takes the server's files, the client's, and the name that the client expects.
+const TALK: &str = include_str!("../../../../broker/tests/broker/talk.py");
+const TTL: Duration = Duration::from_secs(12);
+
+const CERTIFICATES: &str = r#"
+[credential.app-id]
+engine = "x509"
+spiffe_id = "spiffe://e2e.internal/{credential}"
+dns_names = ["app.e2e.internal"]
+ttl = "12s"
+[credential.host-id]
+engine = "ssh"
+kind = "host"
+principals = ["ssh.e2e.internal"]
+ttl = "12s"
+[credential.login]
+engine = "ssh"
+kind = "user"
+principals = ["root"]
+extensions = ["permit-pty"]
+ttl = "12s"
+"#;
+
+fn start() -> Result<(Broker, App)> {
+    let broker = Broker::start(Realm::host(), BrokerOptions::default())?;
+    broker.apply(&[("credentials.toml", CERTIFICATES), ("all.cedar", app::ALL)])?;
+    let app = App::start(&broker.workload_dir(), "")?;
+    Ok((broker, app))
+}
+
+/// The files of one credential, of one generation, copied to `to`.
+fn snapshot(app: &App, name: &str, to: &Path) -> Result<PathBuf> {
+    let to = to.join(format!("{name}-{}", mayfly_tests::harness::random_text(6)?));
+    std::fs::create_dir(&to)?;
+    // A generation may be replaced, and gone, while it is read.
+    wait_until(app::SOON, "one whole generation", || {
+        let secrets = app.path("run/secrets");
+        let from = secrets.join(std::fs::read_link(secrets.join("..data"))?);
+        for entry in std::fs::read_dir(from.join(name))? {
+            let entry = entry?;
+            let copy = to.join(entry.file_name());
+            let _ = std::fs::remove_file(&copy);
+            std::fs::copy(entry.path(), copy)?;
+        }
+        Ok(Some(to.clone()))
+    })
+}
+
+fn talk(server: &Path, client: &Path) -> Result<String> {
+    let mut python = Command::new("/usr/bin/python3");
+    python.args(["-c", TALK]).arg(server).arg(client);
+    output(python.arg("app.e2e.internal"))
+}
+
+#[test]
+fn openssl_takes_certificates_through_renewals_and_not_after_they_expire() -> Result<()> {
+    let (broker, mut app) = start()?;
+    let inside = app.tell(
+        "cd /run/secrets/app-id && openssl verify -CAfile ca.crt -untrusted tls.crt tls.crt && \
+         openssl x509 -in tls.crt -noout -checkhost app.e2e.internal && stat -L -c %a tls.key",
+    )?;
+    ensure!(inside.contains("tls.crt: OK"), "{inside}");
+    ensure!(inside.contains("does match certificate"), "{inside}");
+    ensure!(inside.ends_with("400\n"), "{inside}");
+
+    let files = TempDir::new()?;
+    let first = snapshot(&app, "app-id", files.path())?;
+    let begin = Instant::now();
+    let (mut connections, mut seen) = (0, std::collections::BTreeSet::new());
+    while begin.elapsed() < TTL + Duration::from_secs(2) {
+        let now = snapshot(&app, "app-id", files.path())?;
+        let told = talk(&now, &now).with_context(|| format!("connection {connections}"))?;
+        ensure!(
+            told.matches("spiffe://e2e.internal/app-id").count() == 2,
+            "{told}"
+        );
+        seen.insert(std::fs::read(now.join("tls.crt"))?);
+        connections += 1;
+    }
+    ensure!(
+        seen.len() >= 2 && connections > 20,
+        "{connections}: {}",
+        seen.len()
+    );
+    let now = snapshot(&app, "app-id", files.path())?;
+    for (server, client) in [(&first, &now), (&now, &first)] {
+        let late = talk(server, client)
+            .err()
+            .context("an expired one passes")?;
+        ensure!(format!("{late:#}").contains("expired"), "{late:#}");
+    }
+
+    app.end()?;
+    wait_until(app::SOON, "the leases to end", || {
+        Ok(app::leases(&broker)?.is_empty().then_some(()))
+    })?;
+    broker.cli(&["audit", "verify"]).map(drop)
+}
+
+/// A server with these files; gives its port.
+fn sshd(files: &Path) -> Result<(Guard, u16)> {
+    std::fs::create_dir_all("/run/sshd")?;
+    let (port, here) = (free_port()?, files.display());
+    let config = files.join("sshd.conf");
+    std::fs::write(
+        &config,
+        format!(
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {here}/id_ed25519\n\
+             HostCertificate {here}/id_ed25519-cert.pub\nTrustedUserCAKeys {here}/ca.pub\n\
+             AuthorizedKeysFile none\nPasswordAuthentication no\n\
+             KbdInteractiveAuthentication no\nUsePAM no\nPidFile none\nPermitRootLogin yes\n"
+        ),
+    )?;
+    let mut command = Command::new("/usr/sbin/sshd");
+    command.arg("-D").arg("-e").arg("-f").arg(config);
+    let log = log_path(&format!("sshd-{port}"))?;
+    let sshd = Guard::spawn(&command, &log, Signal::SIGTERM, 5)?;
+    wait_until(app::SOON, "sshd to listen", || {
+        Ok(sshd.log().contains("Server listening").then_some(()))
+    })?;
+    Ok((sshd, port))
+}
+
+fn login(port: u16, files: &Path) -> Result<String> {
+    let mut ssh = Command::new("ssh");
+    for option in [
+        "BatchMode=yes",
+        "IdentitiesOnly=yes",
+        "IdentityAgent=none",
+        "StrictHostKeyChecking=yes",
+        "GlobalKnownHostsFile=/dev/null",
+        "HostKeyAlias=ssh.e2e.internal",
+        &format!("UserKnownHostsFile={}/known_hosts", files.display()),
+    ] {
+        ssh.args(["-o", option]);
+    }
+    ssh.args(["-F", "none", "-p", &port.to_string(), "-i"]);
+    ssh.arg(files.join("id_ed25519"));
+    output(ssh.args(["root@127.0.0.1", "echo hello"]))
+}
+
+#[test]
+fn openssh_takes_certificates_through_renewals_and_not_after_they_expire() -> Result<()> {
+    let (_broker, app) = start()?;
+    let shown = app.tell("ssh-keygen -L -f /run/secrets/login/id_ed25519-cert.pub")?;
+    ensure!(shown.contains("user certificate"), "{shown}");
+    ensure!(shown.contains("Key ID: \"mayfly login "), "{shown}");
+
+    let files = TempDir::new()?;
+    let take = |name: &str| snapshot(&app, name, files.path());
+    let (first, host) = (take("login")?, take("host-id")?);
+    let (_sshd, port) = sshd(&host)?;
+    ensure!(login(port, &first)? == "hello");
+
+    let certificate = |files: &Path| std::fs::read(files.join("id_ed25519-cert.pub"));
+    let before = certificate(&first)?;
+    std::thread::sleep(TTL);
+    let (next, host) = (take("login")?, take("host-id")?);
+    ensure!(certificate(&next)? != before, "it was not renewed");
+    let late = login(port, &next).err().context("an expired host passes")?;
+    ensure!(
+        format!("{late:#}").contains("Host key verification failed"),
+        "{late:#}"
+    );
+    let (_sshd, port) = sshd(&host)?;
+    ensure!(login(port, &next)? == "hello");
+    let late = login(port, &first)
+        .err()
+        .context("an expired user passes")?;
+    ensure!(
+        format!("{late:#}").contains("Permission denied"),
+        "{late:#}"
+    );
+    Ok(())
+}
