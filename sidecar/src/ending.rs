@@ -1,5 +1,6 @@
 //! How the process ends, and what it tells whoever started it.
 
+use crate::config::BadConfig;
 use crate::session::Failure;
 use mayfly_wire::PublishFault;
 use std::process::ExitCode;
@@ -29,6 +30,9 @@ pub enum Ending {
     /// `--once`, and policy does not grant it.
     #[error("{0}")]
     Denied(String),
+    /// The configuration is wrong.
+    #[error("{0}")]
+    BadConfig(BadConfig),
     /// The directory will not do.
     #[error("{why}")]
     Unfit {
@@ -51,7 +55,7 @@ impl Ending {
             Self::Files(_) => 74,
             Self::NotUnderstood(_) => 76,
             Self::Denied(_) => 77,
-            Self::Unfit { .. } => 78,
+            Self::Unfit { .. } | Self::BadConfig(_) => 78,
         }
     }
 }

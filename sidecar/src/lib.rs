@@ -11,9 +11,13 @@
 //! are there, which also survives a restart and repairs what somebody else wrote into them.
 
 pub mod backoff;
+pub mod config;
 pub mod ending;
 pub mod log;
+pub mod notify;
 pub mod options;
 pub mod publish;
+pub mod render;
 pub mod run;
 pub mod session;
+pub mod status;

@@ -2,11 +2,13 @@
 
 use mayfly_kernel::alloc::Zeroing;
 use mayfly_kernel::memory;
+use mayfly_sidecar::config::{Config, DEFAULT_PATH};
 use mayfly_sidecar::ending::Ending;
 use mayfly_sidecar::log::{Format, Level, Log};
 use mayfly_sidecar::options::{self, Command, Options};
-use mayfly_sidecar::run;
+use mayfly_sidecar::{run, status};
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -15,9 +17,14 @@ static HEAP: Zeroing = Zeroing::new();
 fn main() -> ExitCode {
     let options = match options::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run(options)) => options,
-        Ok(Command::Say(text)) => {
-            let said = std::io::stdout().write_all(text.as_bytes());
-            return ExitCode::from(u8::from(said.is_err()));
+        Ok(Command::Say(text)) => return say(text, 0),
+        Ok(Command::Status(dir, as_json)) => {
+            let said = status::command::status(&dir, as_json);
+            return say(&said.text, said.code);
+        }
+        Ok(Command::Health(dir, live)) => {
+            let said = status::command::health(&dir, live);
+            return say(&said.text, said.code);
         }
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "{}", Ending::Usage(error.to_string()));
@@ -28,7 +35,7 @@ fn main() -> ExitCode {
     match ending {
         Ending::Done => log.event(Level::Info, "ended", &[]),
         // For a person, with lines to copy.
-        ref unfit @ Ending::Unfit { .. } if log.0 == Format::Text => {
+        ref unfit @ (Ending::Unfit { .. } | Ending::BadConfig(_)) if log.0 == Format::Text => {
             let _ = writeln!(std::io::stderr(), "error: {unfit}");
         }
         ref other => {
@@ -42,6 +49,13 @@ fn main() -> ExitCode {
     ExitCode::from(ending)
 }
 
+fn say(text: &str, code: u8) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::from(code),
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
 fn start(options: &Options) -> Ending {
     let log = Log(options.log);
     let hidden = memory::forbid_core_dumps().and_then(|()| memory::forbid_reading_by_others());
@@ -52,7 +66,11 @@ fn start(options: &Options) -> Ending {
     }
     // Where the limit does not allow it, no secret stays in memory long enough to be swapped out.
     let locked = memory::lock_all().is_ok();
-    let publisher = match run::place::take(options, log) {
+    let config = match configuration(options) {
+        Ok(config) => config,
+        Err(ending) => return ending,
+    };
+    let publisher = match run::place::take(options, &config, log) {
         Ok(publisher) => publisher,
         Err(ending) => return ending,
     };
@@ -64,6 +82,18 @@ fn start(options: &Options) -> Ending {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let ended = runtime.and_then(|runtime| runtime.block_on(run::run(options, log, publisher)));
+    let ended =
+        runtime.and_then(|runtime| runtime.block_on(run::run(options, &config, log, publisher)));
     ended.unwrap_or_else(|error| Ending::Files(format!("cannot start: {error}")))
+}
+
+/// The file that is named, or that of the default's path if there is one.
+fn configuration(options: &Options) -> Result<Config, Ending> {
+    let default = Path::new(DEFAULT_PATH);
+    let path = match &options.config {
+        Some(path) => path,
+        None if default.exists() => default,
+        None => return Ok(Config::default()),
+    };
+    Config::read(path, options.access).map_err(|error| Ending::BadConfig(error))
 }

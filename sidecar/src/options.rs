@@ -9,11 +9,16 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Where secrets are published.
+const DIR: &str = "/run/secrets";
+
 /// What `--help` prints.
 pub const HELP: &str = "\
 mayfly-sidecar: turns what the broker grants to this container into files on a tmpfs
 
-    mayfly-sidecar [--dir /run/secrets] [--want NAMES] [--once]
+    mayfly-sidecar [--dir /run/secrets] [--want NAMES] [--config FILE] [--once]
+    mayfly-sidecar status [--dir /run/secrets] [--output text|json]
+    mayfly-sidecar health [--dir /run/secrets] [--live]
 
   --socket PATH      the node's workload socket (default /run/mayfly/workload.sock)
   --dir PATH         where to publish; must be a tmpfs (default /run/secrets)
@@ -22,7 +27,10 @@ mayfly-sidecar: turns what the broker grants to this container into files on a t
   --owner UID[:GID]  owner of the files, or :GID for the group alone (default: the sidecar's own)
   --once             publish once, leave the files, and exit; their expiry is then nobody's watch
   --timeout SECONDS  how long --once tries (default 30)
-  --log text|json    form of the log on stderr (default text)
+  --config FILE      outputs and notifications (default /etc/mayfly/sidecar.toml, if there is one)
+  --log-format text|json
+                     form of the log on stderr (default text)
+  --shim             mayfly-shim listens on the standard input (it says so itself)
   --allow-swap       accept a tmpfs that can be swapped out
   --help, --version
 
@@ -31,7 +39,8 @@ several as one consistent set, open DIR/..data once and read through that descri
 
 Exit status: 0 done; 64 command line; 69 not reachable in time; 74 files could not be written or
 removed; 75 stopped before --once was done; 76 the broker does not understand us; 77 denied;
-78 the directory will not do.
+78 the directory or the configuration will not do. `status` and `health` exit with 0 if all is well,
+else with 1, and name each fault; --live asks only whether the sidecar is there and moves.
 
 Example: ask for two credentials, for an application of uid 1000
 
@@ -40,6 +49,10 @@ Example: ask for two credentials, for an application of uid 1000
 
 /// What the command line asks for.
 pub enum Command {
+    /// Say how the sidecar of this directory stands; `true` for JSON.
+    Status(PathBuf, bool),
+    /// Say whether it is well; `true` for whether it lives at all.
+    Health(PathBuf, bool),
     /// Run.
     Run(Options),
     /// Print this and exit.
@@ -56,12 +69,16 @@ pub struct Options {
     pub want: Option<Vec<CredentialName>>,
     /// Mode and owner of the files.
     pub access: Access,
+    /// The configuration; `None` is the default's path, if a file is there.
+    pub config: Option<PathBuf>,
     /// Publish once, within this time.
     pub once: Option<Duration>,
     /// Form of the log.
     pub log: Format,
     /// Accept a tmpfs that can be swapped out.
     pub allow_swap: bool,
+    /// The shim that started us listens on the standard input.
+    pub shim: bool,
 }
 
 /// Reads the command line, without the program's name.
@@ -69,19 +86,28 @@ pub struct Options {
 /// # Errors
 /// A sentence that names the option and what was expected.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
+    let mut arguments = arguments.into_iter().peekable();
+    if arguments.next_if(|first| first == "status").is_some() {
+        return parse_question(arguments, false);
+    }
+    if arguments.next_if(|first| first == "health").is_some() {
+        return parse_question(arguments, true);
+    }
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut options = Options {
         socket: PathBuf::from(SOCKET),
-        dir: PathBuf::from("/run/secrets"),
+        dir: PathBuf::from(DIR),
         want: None,
         access: Access {
             mode: 0o400,
             uid: None,
             gid: None,
         },
+        config: None,
         once: None,
         log: Format::Text,
         allow_swap: false,
+        shim: false,
     };
     let mut once = false;
     let mut timeout = Duration::from_secs(30);
@@ -94,17 +120,19 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, l
             Long("owner") => {
                 (options.access.uid, options.access.gid) = owner(&parser.value()?.string()?)?;
             }
+            Long("config") => options.config = Some(parser.value()?.into()),
             Long("once") => once = true,
             Long("timeout") => {
                 timeout = Duration::from_secs(parser.value()?.parse::<u32>()?.into())
             }
-            Long("log") => {
+            Long("log-format") => {
                 options.log = match parser.value()?.string()?.as_str() {
                     "text" => Format::Text,
                     "json" => Format::Json,
-                    other => return Err(bad("--log", "text or json", other)),
+                    other => return Err(bad("--log-format", "text or json", other)),
                 }
             }
+            Long("shim") => options.shim = true,
             Long("allow-swap") => options.allow_swap = true,
             Long("help") | Short('h') => return Ok(Command::Say(HELP)),
             Long("version") => {
@@ -116,6 +144,35 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, l
     }
     options.once = once.then_some(timeout);
     Ok(Command::Run(options))
+}
+
+/// The options of `status` and `health`.
+fn parse_question(
+    arguments: impl Iterator<Item = OsString>,
+    health: bool,
+) -> Result<Command, lexopt::Error> {
+    let mut dir = PathBuf::from(DIR);
+    let mut flag = false;
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("dir") => dir = parser.value()?.into(),
+            Long("live") if health => flag = true,
+            Long("output") if !health => {
+                flag = match parser.value()?.string()?.as_str() {
+                    "json" => true,
+                    "text" => false,
+                    other => return Err(bad("--output", "text or json", other)),
+                }
+            }
+            Long("help") | Short('h') => return Ok(Command::Say(HELP)),
+            Value(_) | Short(_) | Long(_) => return Err(argument.unexpected()),
+        }
+    }
+    Ok(match health {
+        true => Command::Health(dir, flag),
+        false => Command::Status(dir, flag),
+    })
 }
 
 fn bad(option: &str, expected: &str, found: &str) -> lexopt::Error {
@@ -174,6 +231,7 @@ mod tests {
         match parse(line.split_whitespace().map(OsString::from)) {
             Ok(Command::Run(options)) => Ok(options),
             Ok(Command::Say(text)) => Err(text.to_owned()),
+            Ok(Command::Status(..) | Command::Health(..)) => Err("a question".to_owned()),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -185,6 +243,28 @@ mod tests {
         assert_eq!(options.dir, PathBuf::from("/run/secrets"));
         assert_eq!(options.access.mode, 0o400);
         assert!(options.want.is_none() && options.once.is_none() && !options.allow_swap);
+    }
+
+    #[test]
+    fn questions_have_options_of_their_own() {
+        let asked = |line: &str| parse(line.split_whitespace().map(OsString::from));
+        let Ok(Command::Status(dir, true)) = asked("status --output json --dir /d") else {
+            panic!("no status")
+        };
+        assert_eq!(dir, PathBuf::from("/d"));
+        assert!(matches!(
+            asked("health --live"),
+            Ok(Command::Health(_, true))
+        ));
+        assert!(matches!(asked("health"), Ok(Command::Health(_, false))));
+        for line in [
+            "health --output json",
+            "status --live",
+            "status x",
+            "health --once",
+        ] {
+            assert!(asked(line).is_err(), "{line}");
+        }
     }
 
     #[test]
@@ -207,7 +287,7 @@ mod tests {
         for (line, part) in [
             ("--mode 0644", "--mode: expected 0400 or 0440"),
             ("--want ../x", "--want: credential name"),
-            ("--log xml", "--log: expected text or json"),
+            ("--log-format xml", "--log-format: expected text or json"),
             ("--timeout soon", "soon"),
             ("--nonsense", "--nonsense"),
             ("stray", "stray"),

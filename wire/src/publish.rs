@@ -9,7 +9,7 @@ pub const MAX_DETAIL: usize = 400;
 /// Most bytes of a report's body: a detail in which JSON escapes every character, and the rest.
 pub const MAX_REPORT: usize = 4 * 1024;
 
-/// Nothing was published; what was published before still stands.
+/// Nothing was published, or not all; what was published before still stands. Or nobody could be told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublishFailure {
@@ -22,7 +22,7 @@ pub struct PublishFailure {
     pub detail: Detail,
 }
 
-/// Why nothing was published. A word is never renamed or given another meaning.
+/// Why. A word is never renamed or given another meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PublishFault {
@@ -46,6 +46,10 @@ pub enum PublishFault {
     NoSpace,
     /// Anything else that the kernel said.
     Io,
+    /// A file that the sidecar's configuration wants could not be made; the others were.
+    Output,
+    /// All was published, but the application could not be told.
+    NotTold,
 }
 
 impl PublishFault {
@@ -63,6 +67,8 @@ impl PublishFault {
             Self::NoPermission => "it may not write there",
             Self::NoSpace => "there is no space left",
             Self::Io => "a system call failed",
+            Self::Output => "an output of its configuration could not be made",
+            Self::NotTold => "the application could not be told",
         }
     }
 }

@@ -98,6 +98,33 @@ impl Dir {
         self.child(name)
     }
 
+    /// Opens a directory under this one, name by name.
+    ///
+    /// # Errors
+    /// As [`Dir::child`].
+    pub fn descend(&self, path: &str) -> io::Result<Self> {
+        self.walk(path, Self::child)
+    }
+
+    /// The same, and makes what is missing on the way.
+    ///
+    /// # Errors
+    /// As [`Dir::child`] and [`Dir::make`].
+    pub fn make_all(&self, path: &str) -> io::Result<Self> {
+        self.walk(path, |dir, name| match dir.make(name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => dir.child(name),
+            made => made,
+        })
+    }
+
+    fn walk(&self, path: &str, step: fn(&Self, &str) -> io::Result<Self>) -> io::Result<Self> {
+        let mut dir = None;
+        for name in path.split('/') {
+            dir = Some(step(dir.as_ref().unwrap_or(self), name)?);
+        }
+        dir.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
     /// Makes a file that was not there and opens it for writing.
     ///
     /// # Errors

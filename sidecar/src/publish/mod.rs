@@ -5,7 +5,8 @@
 //! DIR/..data          -> ..gen-1f0c…      swapped by rename: one consistent set at any time
 //! DIR/..gen-1f0c…/NAME                    a credential of one value
 //! DIR/..gen-1f0c…/NAME/FIELD              a credential of several
-//! DIR/..gen-1f0c…/..expiry                `NAME MILLISECONDS` a line; holds nothing secret
+//! DIR/..gen-1f0c…/PATH                    an output of the configuration
+//! DIR/..gen-1f0c…/..expiry                when each ends; holds nothing secret
 //! ```
 //!
 //! - A file that did not change is the same inode in the next generation.
@@ -16,21 +17,24 @@
 //! - What stands in the directory and is not ours is never followed, replaced or removed.
 
 pub mod dir;
+pub mod draft;
 mod error;
-pub mod generation;
+mod expiry;
+mod generation;
+pub mod item;
 mod place;
 pub mod tmpfs;
 pub mod wipe;
 
+pub use draft::Draft;
 pub use error::{PublishError, Trouble, fault_of};
-pub use generation::Draft;
 
 use dir::{Dir, kind};
 use generation::{Generation, PREFIX};
-use mayfly_wire::CredentialName;
+use item::{End, Item};
 use nix::sys::stat::SFlag;
 use place::{expect_generation, has_link, link_target, pointed};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -56,8 +60,10 @@ pub struct Access {
 /// What [`Publisher::publish`] did.
 #[derive(Debug)]
 pub struct Published {
-    /// Whether readers see something new.
-    pub changed: bool,
+    /// Whether it is the first set: there was none before, not even an empty one.
+    pub first: bool,
+    /// What readers see something new of, or do not see any more.
+    pub changed: BTreeSet<Item>,
     /// What went wrong afterwards, when old files were removed.
     pub trouble: Trouble,
 }
@@ -66,7 +72,11 @@ pub struct Published {
 #[derive(Debug, Default)]
 pub struct Tended {
     /// What had reached its end, and is gone.
-    pub expired: Vec<CredentialName>,
+    pub expired: Vec<Item>,
+    /// Those of them without which the application is not to run.
+    pub stop: bool,
+    /// What expired and is kept.
+    pub stale: Vec<Item>,
     /// What could not be removed as it should.
     pub trouble: Trouble,
 }
@@ -74,8 +84,9 @@ pub struct Tended {
 /// The publishing directory.
 pub struct Publisher {
     dir: Dir,
-    access: Access,
     current: Option<Generation>,
+    /// What expired and is kept, and was told.
+    stale: BTreeSet<Item>,
     /// With the time at which each goes, which only grows from front to back.
     retired: VecDeque<(Instant, Generation)>,
 }
@@ -87,7 +98,7 @@ impl Publisher {
     ///
     /// # Errors
     /// [`PublishError::Foreign`] if one of our names is taken by what we did not make.
-    pub fn open(dir: Dir, access: Access) -> Result<(Self, Trouble), PublishError> {
+    pub fn open(dir: Dir) -> Result<(Self, Trouble), PublishError> {
         let data = pointed(&dir, DATA)?;
         let unfinished = pointed(&dir, DATA_NEW)?.is_some();
         let list = |error| PublishError::io("list", "the publishing directory", error);
@@ -113,8 +124,8 @@ impl Publisher {
         }
         let publisher = Self {
             dir,
-            access,
             current,
+            stale: BTreeSet::new(),
             retired: VecDeque::new(),
         };
         if let Some(current) = &publisher.current {
@@ -128,9 +139,27 @@ impl Publisher {
         Ok((publisher, trouble))
     }
 
-    /// The credentials that are published.
-    pub fn held(&self) -> impl Iterator<Item = &CredentialName> {
-        self.current.iter().flat_map(|now| now.expiries.keys())
+    /// What is published, and when it ends.
+    pub fn held(&self) -> impl Iterator<Item = (&Item, &End)> {
+        self.current.iter().flat_map(|now| &now.ends)
+    }
+
+    /// What of it is kept although it expired.
+    #[must_use]
+    pub fn stale(&self) -> &BTreeSet<Item> {
+        &self.stale
+    }
+
+    /// The name of the current generation's directory.
+    #[must_use]
+    pub fn current(&self) -> Option<&str> {
+        self.current.as_ref().map(|now| now.name.as_str())
+    }
+
+    /// The publishing directory itself.
+    #[must_use]
+    pub fn dir(&self) -> &Dir {
+        &self.dir
     }
 
     /// Whether a replaced generation still has its grace.
@@ -156,11 +185,12 @@ impl Publisher {
         now: Instant,
         fill: impl FnOnce(&mut Draft<'_>) -> Result<(), E>,
     ) -> Result<Published, E> {
-        let mut draft = Draft::begin(&self.dir, self.access, self.current.as_ref())?;
+        let first = self.current.is_none();
+        let mut draft = Draft::begin(&self.dir, self.current.as_ref())?;
         let filled = fill(&mut draft).and_then(|()| Ok(draft.finish()?));
         let next = draft.into_generation();
         let outcome = filled.and_then(|changed| {
-            if changed {
+            if first || !changed.is_empty() {
                 self.show(&next)?;
             } else {
                 self.renew(&next)?;
@@ -168,7 +198,8 @@ impl Publisher {
             Ok(changed)
         });
         let mut trouble = Trouble::default();
-        if matches!(outcome, Ok(true)) {
+        let ends = next.ends.clone();
+        if matches!(&outcome, Ok(changed) if first || !changed.is_empty()) {
             if let Some(before) = self.current.replace(next) {
                 self.retire(now, before, &mut trouble);
             }
@@ -176,7 +207,14 @@ impl Publisher {
             trouble.note("overwrite", &next.name, wipe::remove(&self.dir, &next.name));
         }
         self.drop_links(&mut trouble);
-        outcome.map(|changed| Published { changed, trouble })
+        let changed = outcome?;
+        // What has a new end is not stale any more; `tend` looks at it anew.
+        self.stale.retain(|item| ends.contains_key(item));
+        Ok(Published {
+            first,
+            changed,
+            trouble,
+        })
     }
 
     /// Makes readers see a complete generation.
@@ -196,62 +234,62 @@ impl Publisher {
 
     fn renew(&mut self, next: &Generation) -> Result<(), PublishError> {
         if let Some(current) = &mut self.current
-            && current.expiries != next.expiries
+            && current.ends != next.ends
         {
-            current.record(next.expiries.clone())?;
+            current.record(next.ends.clone())?;
         }
         self.add_links(next)
     }
 
     /// Keeps a replaced generation for its grace, but nothing in it that is no longer held.
     fn retire(&mut self, now: Instant, before: Generation, trouble: &mut Trouble) {
-        let mut gone: Vec<_> = before.expiries.keys().cloned().collect();
-        gone.retain(|name| !self.held().any(|held| held == name));
+        let mut gone: Vec<_> = before.ends.keys().cloned().collect();
+        gone.retain(|item| !self.held().any(|(held, _)| held == item));
         self.retired.push_back((now + GRACE, before));
         self.forget(&gone, trouble);
     }
 
-    /// Removes credentials at once. Readers of the others see the next generation; if there is no
-    /// space for one, the files go from the current generation itself.
-    pub fn withdraw(&mut self, now: Instant, names: &[CredentialName]) -> Trouble {
+    /// Removes items at once. Readers of the others see the next generation; if there is no space
+    /// for one, the files go from the current generation itself. Returns what was there to remove.
+    pub fn withdraw(&mut self, now: Instant, items: &[Item]) -> (Vec<Item>, Trouble) {
         let mut trouble = Trouble::default();
-        let mut kept = match &self.current {
-            Some(current) => current.expiries.clone(),
-            None => return trouble,
-        };
-        let held = kept.len();
-        kept.retain(|name, _| !names.contains(name));
-        if kept.len() == held {
-            return trouble;
+        let held = self.held().map(|(item, _)| item.clone());
+        let (gone, kept): (Vec<_>, Vec<_>) = held.partition(|item| items.contains(item));
+        if gone.is_empty() {
+            return (gone, trouble);
         }
         let published = self.publish(now, |draft| {
-            let mut kept = kept.iter();
-            kept.try_for_each(|(name, end)| draft.keep(name, *end))
+            kept.iter()
+                .try_for_each(|item| draft.keep(item).map(|_| ()))
         });
         match published {
             Ok(published) => trouble = published.trouble,
             Err(error) => trouble.push(error),
         }
-        self.forget(names, &mut trouble);
+        self.forget(&gone, &mut trouble);
         self.drop_links(&mut trouble);
-        trouble
+        (gone, trouble)
     }
 
-    fn forget(&mut self, names: &[CredentialName], trouble: &mut Trouble) {
+    fn forget(&mut self, items: &[Item], trouble: &mut Trouble) {
         let retired = self.retired.iter_mut().map(|(_, generation)| generation);
         for generation in retired.chain(&mut self.current) {
-            for name in names {
-                trouble.note("overwrite", name.as_str(), generation.forget(name));
+            for item in items {
+                trouble.note("overwrite", item.as_str(), generation.forget(item));
             }
         }
+        self.stale.retain(|item| !items.contains(item));
     }
 
     /// When [`Publisher::tend`] has something to do next. `wall` is the time in milliseconds since
     /// the Unix epoch.
     #[must_use]
     pub fn due(&self, now: Instant, wall: u64) -> Option<Instant> {
-        let ends = self.current.iter().flat_map(|now| now.expiries.values());
-        let end = ends.min().map(|end| {
+        let next = |(item, end): (&Item, &End)| match self.stale.contains(item) {
+            true => end.gone_at,
+            false => end.expires_at.min(end.gone_at),
+        };
+        let end = self.held().map(next).min().map(|end| {
             // Not further than an hour: the wall clock can be set meanwhile.
             now + Duration::from_millis(end.saturating_sub(wall).min(3_600_000))
         });
@@ -262,13 +300,19 @@ impl Publisher {
     /// Removes what has expired, and the generations whose grace is over.
     pub fn tend(&mut self, now: Instant, wall: u64) -> Tended {
         let mut tended = Tended::default();
-        for (name, end) in self.current.iter().flat_map(|now| &now.expiries) {
-            if *end <= wall {
-                tended.expired.push(name.clone());
+        let mut stale = BTreeSet::new();
+        for (item, end) in self.held() {
+            if end.gone_at <= wall {
+                tended.expired.push(item.clone());
+                tended.stop |= end.stop;
+            } else if end.expires_at <= wall {
+                stale.insert(item.clone());
             }
         }
+        tended.stale = stale.difference(&self.stale).cloned().collect();
+        self.stale = stale;
         if !tended.expired.is_empty() {
-            tended.trouble = self.withdraw(now, &tended.expired);
+            (_, tended.trouble) = self.withdraw(now, &tended.expired);
         }
         while let Some((until, _)) = self.retired.front()
             && *until <= now
@@ -297,12 +341,12 @@ impl Publisher {
         trouble
     }
 
-    /// Gives every credential of a generation its name in the directory.
+    /// Gives every item of a generation its name in the directory.
     fn add_links(&self, generation: &Generation) -> Result<(), PublishError> {
-        let mut missing = Vec::new();
-        for name in generation.expiries.keys() {
-            if !has_link(&self.dir, name.as_str())? {
-                missing.push(name.as_str());
+        let mut missing = BTreeSet::new();
+        for top in generation.ends.keys().map(Item::top) {
+            if !has_link(&self.dir, top)? {
+                missing.insert(top);
             }
         }
         for name in missing {
@@ -315,10 +359,10 @@ impl Publisher {
     /// Removes the names that lead to nothing that is held.
     fn drop_links(&self, trouble: &mut Trouble) {
         let drop_one = |name: &str| -> io::Result<()> {
-            let held = self.held().any(|held| held.as_str() == name);
+            let held = self.held().any(|(held, _)| held.top() == name);
             let is_link = |stat| kind(&stat) == SFlag::S_IFLNK;
             if !held
-                && name.parse::<CredentialName>().is_ok()
+                && Item::try_from(name.to_owned()).is_ok()
                 && self.dir.look(name)?.is_some_and(is_link)
                 && self.dir.target(name)? == link_target(name)
             {

@@ -1,12 +1,16 @@
 //! One session, from its first bundle to its end.
 
+use super::acknowledge::LOOK;
 use super::{Runner, tell};
 use crate::ending::Ending;
-use crate::log::Level;
+use crate::log::{Level, wall_clock};
 use crate::publish::GRACE;
-use crate::session::bundle::{self, NotPublished};
+use crate::publish::item::Item;
+use crate::session::bundle::{self, NotPublished, Outcome, Plan};
 use crate::session::{Failure, SILENCE, Session};
+use crate::status::Failed;
 use mayfly_wire::session::{Bundle, ClientMessage, Missing, ServerMessage};
+use mayfly_wire::{CredentialName, PublishFault};
 use std::time::{Duration, Instant};
 use tokio::time::{timeout, timeout_at};
 
@@ -27,14 +31,21 @@ impl Runner<'_> {
     ///
     /// # Errors
     /// If the process is to end.
-    pub(super) async fn converse(&mut self, mut session: Session) -> Result<Failure, Ending> {
+    pub(super) async fn converse(
+        &mut self,
+        mut session: Session,
+        want: Option<&[CredentialName]>,
+    ) -> Result<Failure, Ending> {
         let mut heard = Instant::now();
         let mut waiting: Option<Waiting> = None;
+        // The generation that is published and not acknowledged yet.
+        let mut owed: Option<u64> = None;
         loop {
             let now = Instant::now();
             if let Some(ready) = waiting.take_if(|waiting| waiting.until <= now) {
-                match self.publish(&mut session, &ready.bundle).await? {
-                    Ok(()) => {}
+                match self.publish(&session, &ready.bundle) {
+                    Ok(true) => owed = Some(ready.bundle.generation),
+                    Ok(false) => owed = None,
                     Err(NotPublished::Session(failure)) => return Ok(failure),
                     Err(NotPublished::Files(error)) => {
                         self.failing_files = true;
@@ -51,11 +62,30 @@ impl Runner<'_> {
                         });
                     }
                 }
+                if self.options.once.is_some() && waiting.is_none() && owed.is_none() {
+                    return Err(Ending::Files("an output could not be made".to_owned()));
+                }
             }
+            if self.options.once.is_some() {
+                self.unconfirmed = None;
+            }
+            if let Some(generation) = owed
+                && self.has_word(now)
+            {
+                let word = ClientMessage::Ack { generation };
+                if let Err(failure) = self.say(&mut session, word).await? {
+                    return Ok(failure);
+                }
+                owed = None;
+                if self.options.once.is_some() {
+                    return Err(Ending::Done);
+                }
+            }
+            self.status.acknowledging = owed.is_some();
             let silent = heard + SILENCE;
-            let wake = waiting
-                .as_ref()
-                .map_or(silent, |waiting| waiting.until.min(silent));
+            let look = owed.map(|_| now + LOOK);
+            let wake = waiting.iter().map(|waiting| waiting.until);
+            let wake = wake.chain(look).chain([silent]).min().unwrap_or(silent);
             let message = match self
                 .meanwhile(timeout_at(wake.into(), session.next()))
                 .await?
@@ -68,7 +98,6 @@ impl Runner<'_> {
             heard = Instant::now();
             match message {
                 ServerMessage::Bundle(bundle) => {
-                    let want = self.options.want.as_deref();
                     if let Err(failure) = bundle::check(&bundle, session.generation, want) {
                         return Ok(failure);
                     }
@@ -86,11 +115,7 @@ impl Runner<'_> {
                         let mut held = waiting.bundle.credentials.iter();
                         held.any(|credential| names.contains(&credential.name))
                     });
-                    let trouble = self.publisher.withdraw(heard, &names);
-                    let names: Vec<_> = names.iter().map(|name| name.as_str()).collect();
-                    let fields = [("names", names.join(",").into())];
-                    self.log.event(Level::Info, "withdrawn", &fields);
-                    tell(self.log, &trouble);
+                    self.withdraw(heard, &names);
                 }
                 ServerMessage::Ping {} => {
                     if let Err(failure) = self.say(&mut session, ClientMessage::Pong {}).await? {
@@ -108,37 +133,76 @@ impl Runner<'_> {
         }
     }
 
-    async fn publish(
-        &mut self,
-        session: &mut Session,
-        bundle: &Bundle,
-    ) -> Result<Result<(), NotPublished>, Ending> {
-        let published = bundle::publish(session, bundle, &mut self.publisher, Instant::now());
-        let published = match published {
-            Ok(published) => published,
-            Err(error) => return Ok(Err(error)),
-        };
-        let acknowledgement = ClientMessage::Ack {
-            generation: bundle.generation,
-        };
-        if let Err(failure) = self.say(session, acknowledgement).await? {
-            return Ok(Err(failure.into()));
+    fn withdraw(&mut self, now: Instant, names: &[CredentialName]) {
+        let outputs = self.config.outputs.iter();
+        let outputs = outputs.filter(|output| {
+            let mut made_of = output.credentials.iter();
+            made_of.any(|name| names.contains(name))
+        });
+        let outputs = outputs.map(|output| output.item.clone());
+        let items: Vec<_> = names.iter().map(Item::from).chain(outputs).collect();
+        let (gone, trouble) = self.publisher.withdraw(now, &items);
+        let names: Vec<_> = names.iter().map(CredentialName::as_str).collect();
+        let fields = [("names", names.join(",").into())];
+        self.log.event(Level::Info, "withdrawn", &fields);
+        if !gone.is_empty() {
+            self.changed(now, &gone);
         }
+        tell(self.log, &trouble);
+    }
+
+    /// Publishes. Returns whether all of it was made, so that it is to be acknowledged.
+    fn publish(&mut self, session: &Session, bundle: &Bundle) -> Result<bool, NotPublished> {
+        let plan = Plan {
+            config: self.config,
+            access: self.options.access,
+        };
+        let now = Instant::now();
+        let Outcome { published, failed } =
+            bundle::publish(session, bundle, plan, &mut self.publisher, now)?;
+        self.generation = bundle.generation;
         self.backoff.reset();
         self.complaint = None;
         self.failing_files = false;
-        if published.changed {
+        if published.first || !published.changed.is_empty() {
             let fields = [
                 ("generation", bundle.generation.into()),
                 ("credentials", bundle.credentials.len().into()),
             ];
             self.log.event(Level::Info, "published", &fields);
         }
-        tell(self.log, &published.trouble);
-        match self.options.once {
-            Some(_) => Err(Ending::Done),
-            None => Ok(Ok(())),
+        if published.first {
+            // Whoever waits for its first set is not told of it.
+            self.status.changed_at_ms = Some(wall_clock());
+        } else if !published.changed.is_empty() {
+            self.changed(now, &published.changed);
+            self.expect_word(now);
         }
+        tell(self.log, &published.trouble);
+        self.tell_failed(&failed);
+        Ok(failed.is_empty())
+    }
+
+    /// Says which outputs could not be made, once.
+    fn tell_failed(&mut self, failed: &[(Item, String)]) {
+        let failed = failed.iter().map(|(item, why)| Failed {
+            path: item.to_string(),
+            why: why.clone(),
+        });
+        let failed: Vec<_> = failed.collect();
+        for failure in failed
+            .iter()
+            .filter(|now| !self.status.failed.contains(now))
+        {
+            let fields = [
+                ("output", failure.path.as_str().into()),
+                ("why", failure.why.as_str().into()),
+            ];
+            self.log.event(Level::Error, "output failed", &fields);
+            let why = format!("{}: {}", failure.path, failure.why);
+            self.report(self.generation, PublishFault::Output, &why);
+        }
+        self.status.failed = failed;
     }
 
     async fn say(

@@ -1,17 +1,23 @@
 //! Ties sessions and files together, with time and signals. One thread, one loop; while nothing
 //! happens it sleeps until the next thing that is due.
 
+mod acknowledge;
 mod conversation;
 pub mod place;
 pub mod report;
+mod show;
 
 use crate::backoff::Backoff;
+use crate::config::Config;
 use crate::ending::Ending;
 use crate::log::{Level, Log, wall_clock};
+use crate::notify::Notifier;
 use crate::options::Options;
+use crate::publish::item::Item;
 use crate::publish::{Publisher, Trouble};
 use crate::session::{Failure, Session};
-use mayfly_wire::Code;
+use crate::status::{Board, Status};
+use mayfly_wire::{Code, CredentialName};
 use std::convert::Infallible;
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -25,17 +31,36 @@ const OPENING: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// If signals cannot be received.
-pub async fn run(options: &Options, log: Log, publisher: Publisher) -> std::io::Result<Ending> {
+pub async fn run(
+    options: &Options,
+    config: &Config,
+    log: Log,
+    publisher: Publisher,
+) -> std::io::Result<Ending> {
+    let board = match options.once {
+        // It does not stay to keep it true.
+        Some(_) => Board::none(),
+        None => show::board(&publisher, log),
+    };
     let mut runner = Runner {
         options,
+        config,
         log,
         publisher,
+        notifier: Notifier::new(config, options.dir.clone(), options.shim),
+        board,
+        status: Status {
+            version: 1,
+            ..Status::default()
+        },
         terminate: signal(SignalKind::terminate())?,
         interrupt: signal(SignalKind::interrupt())?,
         backoff: Backoff::default(),
         complaint: None,
         failing_files: false,
         missing: String::new(),
+        unconfirmed: None,
+        generation: 0,
     };
     let ending = match options.once {
         None => runner.serve().await,
@@ -53,8 +78,13 @@ pub async fn run(options: &Options, log: Log, publisher: Publisher) -> std::io::
 /// What the loop holds.
 struct Runner<'a> {
     options: &'a Options,
+    config: &'a Config,
     log: Log,
     publisher: Publisher,
+    notifier: Notifier,
+    board: Board,
+    /// What of the status is not seen from the publisher and the notifier.
+    status: Status,
     terminate: Signal,
     interrupt: Signal,
     backoff: Backoff,
@@ -64,25 +94,39 @@ struct Runner<'a> {
     failing_files: bool,
     /// What the last bundle lacked, and why.
     missing: String,
+    /// Until when the application's word is waited for.
+    unconfirmed: Option<Instant>,
+    /// The session's generation that was published last.
+    generation: u64,
 }
 
 impl Runner<'_> {
     /// Session after session.
     async fn serve(&mut self) -> Result<Infallible, Ending> {
         let options = self.options;
+        let want = self.want();
         loop {
-            let opening = timeout(
-                OPENING,
-                Session::open(&options.socket, options.want.clone()),
-            );
+            let opening = timeout(OPENING, Session::open(&options.socket, want.clone()));
             let failure = match self.meanwhile(opening).await? {
-                Ok(Ok(session)) => self.converse(session).await?,
+                Ok(Ok(session)) => {
+                    self.status.connected = true;
+                    self.converse(session, want.as_deref()).await?
+                }
                 Ok(Err(failure)) => failure,
                 Err(_) => Failure::Silent,
             };
+            self.status.connected = false;
+            self.status.acknowledging = false;
             let wait = self.judge(failure)?;
             self.meanwhile(sleep(wait)).await?;
         }
+    }
+
+    /// What is asked for: what was said, or what the outputs need if nothing else is published.
+    fn want(&self) -> Option<Vec<CredentialName>> {
+        let by_outputs = || self.config.used().into_iter().cloned().collect();
+        let only = self.config.only_outputs.then(by_outputs);
+        self.options.want.clone().or(only)
     }
 
     /// How long to wait before the next session, after the last one failed.
@@ -113,31 +157,64 @@ impl Runner<'_> {
         let mut work = pin!(work);
         loop {
             self.tend();
+            self.notifier.start_due(Instant::now());
+            self.show();
             let due = self.publisher.due(Instant::now(), wall_clock());
+            let due = due.into_iter().chain(self.notifier.due()).min();
             tokio::select! {
                 biased;
                 _ = self.terminate.recv() => return Err(Ending::Stopped),
                 _ = self.interrupt.recv() => return Err(Ending::Stopped),
                 done = &mut work => return Ok(done),
+                told = self.notifier.next(Instant::now) => self.told(&told),
                 () = until(due) => {}
             }
         }
     }
 
     fn tend(&mut self) {
-        let tended = self.publisher.tend(Instant::now(), wall_clock());
+        let now = Instant::now();
+        let tended = self.publisher.tend(now, wall_clock());
+        for (items, event, why) in [
+            (
+                &tended.expired,
+                "expired",
+                "they were not renewed in time; their files are gone",
+            ),
+            (
+                &tended.stale,
+                "stale",
+                "they were not renewed in time; their files are kept",
+            ),
+        ] {
+            if !items.is_empty() {
+                let names: Vec<_> = items.iter().map(Item::as_str).collect();
+                let fields = [("names", names.join(",").into()), ("why", why.into())];
+                self.log.event(Level::Warn, event, &fields);
+            }
+        }
         if !tended.expired.is_empty() {
-            let names: Vec<_> = tended.expired.iter().map(|name| name.as_str()).collect();
-            let fields = [
-                ("names", names.join(",").into()),
-                (
-                    "why",
-                    "they were not renewed in time; their files are gone".into(),
-                ),
-            ];
-            self.log.event(Level::Warn, "expired", &fields);
+            self.changed(now, &tended.expired);
+        }
+        if tended.stop {
+            let why = "a credential has expired that the application is not to run without";
+            self.log.event(
+                Level::Error,
+                "stopping the application",
+                &[("why", why.into())],
+            );
+            self.notifier.stop(now);
         }
         tell(self.log, &tended.trouble);
+    }
+
+    /// Tells the application, if it is to be told.
+    fn changed<'i>(&mut self, now: Instant, items: impl IntoIterator<Item = &'i Item> + Clone) {
+        self.status.changed_at_ms = Some(wall_clock());
+        if self.options.once.is_none() {
+            let generation = self.publisher.current().unwrap_or_default();
+            self.notifier.changed(now, items, generation);
+        }
     }
 
     /// Logs a failure that may come again and again, once. Says whether it did.
@@ -171,6 +248,7 @@ impl Runner<'_> {
             }
             return ending;
         }
+        self.board.remove(self.publisher.dir());
         let trouble = self.publisher.wipe();
         tell(self.log, &trouble);
         match ending {

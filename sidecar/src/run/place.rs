@@ -1,10 +1,11 @@
 //! The publishing directory, taken over only if it will do.
 
+use crate::config::Config;
 use crate::ending::Ending;
 use crate::log::{Level, Log};
 use crate::options::Options;
 use crate::publish::dir::{Dir, Unreachable};
-use crate::publish::generation::give;
+use crate::publish::draft::give;
 use crate::publish::{Access, Publisher, fault_of, tmpfs};
 use mayfly_wire::PublishFault;
 use nix::sys::stat::{Mode, fchmod};
@@ -17,7 +18,7 @@ use std::os::fd::AsRawFd as _;
 ///
 /// # Errors
 /// [`Ending::Unfit`], which says what was found and what to do.
-pub fn take(options: &Options, log: Log) -> Result<Publisher, Ending> {
+pub fn take(options: &Options, config: &Config, log: Log) -> Result<Publisher, Ending> {
     let path = &options.dir;
     let dir = Dir::open(path).map_err(|error| unfit(unreachable(&error), error))?;
     let facts = tmpfs::gather(&dir).map_err(|error| {
@@ -36,7 +37,9 @@ pub fn take(options: &Options, log: Log) -> Result<Publisher, Ending> {
     for warning in warnings {
         log.event(Level::Warn, "directory", &[("why", warning.into())]);
     }
-    rehearse(&dir, options.access)
+    let mut accesses = config.accesses().chain([options.access]);
+    accesses
+        .try_for_each(|access| rehearse(&dir, access))
         .or_else(|(step, error)| match error.kind() {
             // What an earlier process left is removed below, and publishing waits for room.
             io::ErrorKind::StorageFull => Ok(()),
@@ -51,8 +54,7 @@ pub fn take(options: &Options, log: Log) -> Result<Publisher, Ending> {
             );
             unfit(fault_of(&error), why)
         })?;
-    let (publisher, trouble) =
-        Publisher::open(dir, options.access).map_err(|error| unfit(error.fault(), error))?;
+    let (publisher, trouble) = Publisher::open(dir).map_err(|error| unfit(error.fault(), error))?;
     super::tell(log, &trouble);
     Ok(publisher)
 }

@@ -1,8 +1,11 @@
 //! From a sealed bundle to files: checked first, then opened value by value, each straight into its
-//! file.
+//! file, unless an output is made of it.
 
-use super::{Failure, Session};
-use crate::publish::{PublishError, Published, Publisher};
+use super::{Failure, Session, outputs};
+use crate::config::Config;
+use crate::publish::item::Item;
+use crate::publish::{Access, PublishError, Published, Publisher};
+use crate::render::Opened;
 use mayfly_wire::CredentialName;
 use mayfly_wire::sealed::Opener;
 use mayfly_wire::session::{Bundle, Layout, MAX_BUNDLE, MAX_VALUE, MAX_WANTED, VALUE_FIELD};
@@ -63,28 +66,47 @@ pub fn check(bundle: &Bundle, after: u64, want: Option<&[CredentialName]>) -> Re
     Ok(())
 }
 
-/// Publishes a bundle that was checked.
+/// What [`publish`] did.
+pub struct Outcome {
+    /// With the files.
+    pub published: Published,
+    /// What could not be made, by name, and why. What of it was published before still is.
+    pub failed: Vec<(Item, String)>,
+}
+
+/// Publishes a bundle that was checked, in the forms that the configuration says.
 ///
 /// # Errors
 /// [`NotPublished`]; the last generation then stands as before.
 pub fn publish(
     session: &Session,
     bundle: &Bundle,
+    plan: Plan<'_>,
     publisher: &mut Publisher,
     now: Instant,
-) -> Result<Published, NotPublished> {
-    let published = open_into(session, bundle, publisher, now);
+) -> Result<Outcome, NotPublished> {
+    let published = open_into(session, bundle, plan, publisher, now);
     scrub_stack();
     published
+}
+
+/// In which form things are published.
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// Mode and owner of what it says nothing about.
+    pub access: Access,
 }
 
 #[inline(never)]
 fn open_into(
     session: &Session,
     bundle: &Bundle,
+    plan: Plan<'_>,
     publisher: &mut Publisher,
     now: Instant,
-) -> Result<Published, NotPublished> {
+) -> Result<Outcome, NotPublished> {
     let does_not_open = |error: mayfly_wire::sealed::SealError| {
         Failure::protocol("a bundle that is sealed to this session", error.to_string())
     };
@@ -95,28 +117,66 @@ fn open_into(
         bundle.generation,
     );
     let mut opener = opener.map_err(does_not_open)?;
-    publisher.publish(now, |draft| {
+    let used = plan.config.used();
+    let mut failed = Vec::new();
+    let published = publisher.publish(now, |draft| -> Result<(), NotPublished> {
+        let mut opened = Vec::new();
         for credential in &bundle.credentials {
-            draft.expect(&credential.name, credential.expires_at);
+            let name = &credential.name;
+            let item = Item::from(name);
+            let kept = used.contains(name);
+            let shown =
+                !kept && !plan.config.only_outputs && is_free(plan.config, &item, &mut failed);
+            if shown {
+                draft.expect(&item, plan.config.rest_end(credential.expires_at));
+            }
+            let mut fields = Vec::new();
             for field in &credential.fields {
-                let opened = opener.open(&credential.lease, &field.name, &field.sealed);
-                let value = opened.map_err(does_not_open)?;
-                let name = match credential.layout {
-                    Layout::Value => None,
-                    Layout::Fields => Some(&field.name),
-                };
-                draft.put(&credential.name, name, &value)?;
+                let value = opener.open(&credential.lease, &field.name, &field.sealed);
+                let value = value.map_err(does_not_open)?;
+                if shown {
+                    let name = match credential.layout {
+                        Layout::Value => None,
+                        Layout::Fields => Some(&field.name),
+                    };
+                    draft.put(&item, name, plan.access, &value)?;
+                } else if kept {
+                    fields.push((field.name.clone(), value));
+                }
+            }
+            if kept {
+                opened.push(Opened {
+                    name: name.clone(),
+                    one_value: credential.layout == Layout::Value,
+                    expires_at: credential.expires_at,
+                    fields,
+                });
             }
         }
+        failed.extend(outputs::put(plan.config, &opened, &bundle.missing, draft)?);
         Ok(())
-    })
+    })?;
+    Ok(Outcome { published, failed })
+}
+
+/// Whether a credential's own name is not taken by an output of other credentials.
+fn is_free(config: &Config, item: &Item, failed: &mut Vec<(Item, String)>) -> bool {
+    let mut outputs = config.outputs.iter();
+    let taken = outputs.find(|output| output.item.collides(item));
+    if let Some(output) = taken {
+        failed.push((
+            item.clone(),
+            format!("its name is taken by the output {}", output.item),
+        ));
+    }
+    taken.is_none()
 }
 
 /// Overwrites the part of the stack that was in use below the caller. The heap zeroes what is freed;
 /// copies that ciphers and comparisons left in their stack frames have no other end.
 #[inline(never)]
 fn scrub_stack() {
-    black_box(&mut [0_u8; 32 * 1024]);
+    black_box(&mut [0_u8; 64 * 1024]);
 }
 
 #[cfg(test)]

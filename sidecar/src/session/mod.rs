@@ -3,6 +3,7 @@
 pub mod bundle;
 mod connect;
 mod lines;
+mod outputs;
 
 pub use connect::report;
 use lines::Lines;

@@ -63,7 +63,7 @@ fn killed_at_any_instant() {
     peer.publish(&set(1));
     check_complete(&sandbox);
     eventually("nothing is left over", || {
-        let names = sandbox.names();
+        let names = sandbox.published_names();
         let ours = ["..data", "a", "b", "c", "d"];
         names.len() == 6
             && ours
@@ -108,7 +108,7 @@ fn a_start_overwrites_and_removes_what_is_left() {
     std::os::unix::fs::symlink("..data/stale", sandbox.dir().join("stale")).unwrap();
     let sidecar = sandbox.start(&[]);
     sidecar.says("started");
-    assert_eq!(sandbox.names().len(), 3, "{:?}", sandbox.names());
+    assert_eq!(sandbox.published_names().len(), 3, "{:?}", sandbox.names());
     assert_eq!(sandbox.read("a"), b"1");
     let mut content = [1; 6];
     std::os::unix::fs::FileExt::read_exact_at(&held, &mut content, 0).unwrap();

@@ -11,9 +11,15 @@
 
 mod budgets;
 mod crashes;
+mod expiry;
+mod growth;
 mod hostile;
+mod notify;
+mod outputs;
 mod publishing;
 mod sandbox;
 mod secrecy;
 mod server;
 mod sessions;
+mod status;
+mod told;

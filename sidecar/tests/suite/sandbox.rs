@@ -96,6 +96,39 @@ impl Sandbox {
         names
     }
 
+    /// The same without what the sidecar shows of itself.
+    pub fn published_names(&self) -> Vec<String> {
+        let mut names = self.names();
+        names.retain(|name| !matches!(name.as_str(), "..alive" | "..status"));
+        names
+    }
+
+    /// The configuration `text`, for `--config`.
+    pub fn config(&self, text: &str) -> String {
+        let path = self.0.join("sidecar.toml");
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// What the status says, and the exit status.
+    pub fn ask(&self, arguments: &[&str]) -> (String, i32) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly-sidecar"));
+        let said = command
+            .args(arguments)
+            .arg("--dir")
+            .arg(self.dir())
+            .output();
+        let said = said.unwrap();
+        let text = String::from_utf8(said.stdout).unwrap();
+        (text, said.status.code().unwrap())
+    }
+
+    /// The whole status.
+    pub fn status(&self) -> serde_json::Value {
+        let (text, _) = self.ask(&["status", "--output", "json"]);
+        serde_json::from_str(&text).unwrap_or_else(|_| panic!("no status: {text}"))
+    }
+
     pub fn generations(&self) -> usize {
         self.names()
             .iter()

@@ -81,6 +81,87 @@ fn memory_holds_no_value_after_publishing() {
     assert_eq!(places(sidecar.pid(), &all), 0, "after withdrawal");
 }
 
+/// Every format, and a template that uses everything; and one that fails after it did.
+const FORMS: &str = r#"
+[[output]]
+credential = ["db", "token"]
+file = "t"
+format = "template"
+template = """
+{% for name in secrets.db %}{{ name }}={{ secrets.db[name] | json }}{{ secrets.db[name] | upper }}
+{{ secrets.db[name] | sh }}{% endfor %}{{ secrets.token.value }}{{ secrets.token.value | url }}"""
+
+[[output]]
+credential = "db"
+file = "bad"
+format = "template"
+template = "{{ password }}{{ password | int }}"
+
+[[notify]]
+command = ["/bin/true"]
+debounce = "1ms"
+"#;
+
+#[test]
+fn memory_holds_no_value_after_rendering() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let mut text = FORMS.to_owned();
+    for format in [
+        "env",
+        "dotenv",
+        "json",
+        "properties",
+        "pgpass",
+        "my.cnf",
+        "url",
+        "jdbc",
+    ] {
+        let table =
+            format!("credential = \"db\"\nfile = \"out/{format}\"\nformat = \"{format}\"\n");
+        text += &format!("[[output]]\n{table}");
+    }
+    let config = sandbox.config(&text);
+    let sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    // As hexadecimal digits, which every format takes as they are.
+    let secret = |length: usize| -> Vec<u8> {
+        let digits: Vec<_> = random(length)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        digits.concat().into_bytes()
+    };
+    let mut all = Vec::new();
+    for round in 0..4 {
+        let (password, token) = (secret(40), secret(900));
+        let place: [(&str, &[u8]); 3] = [("host", b"h"), ("type", b"mysql"), ("username", b"u")];
+        let mut given = fields("db", &place);
+        given.fields.insert(1, ("password", password.clone()));
+        peer.bundle(&[given, value("token", &token)]);
+        peer.ping();
+        let out = String::from_utf8(sandbox.read("t")).unwrap();
+        assert!(out.contains(std::str::from_utf8(&password).unwrap()));
+        assert!(sandbox.read("out/url").ends_with(b"@h"));
+        for value in [&password, &token] {
+            all.push(value.clone());
+            all.push(value.to_ascii_uppercase());
+        }
+        if round > 0 {
+            sidecar.says("told the application");
+        }
+        assert_eq!(
+            places(sidecar.pid(), &all),
+            0,
+            "after rendering, round {round}"
+        );
+    }
+    sidecar.says("output failed output=\"bad\"");
+    let log = sidecar.log();
+    let leaked = |value: &Vec<u8>| log.contains(std::str::from_utf8(value).unwrap());
+    assert!(!all.iter().any(leaked), "{log}");
+}
+
 #[test]
 fn the_process_is_closed_to_others() {
     let sandbox = Sandbox::with("size=1m,mode=0750,uid=4000");

@@ -84,7 +84,7 @@ fn what_can_pass_is_asked_again_soon_and_a_denial_later() {
 fn a_request_that_is_not_understood_ends_it() {
     let sandbox = Sandbox::new();
     let server = Server::bind(&sandbox.socket());
-    let mut sidecar = sandbox.start(&["--log", "json"]);
+    let mut sidecar = sandbox.start(&["--log-format", "json"]);
     server.request().refuse(Code::BadRequest);
     assert_eq!(sidecar.wait().code(), Some(76));
     for line in sidecar.log().lines() {

@@ -1,0 +1,191 @@
+//! Telling the application that something changed: together what changes together, again what fails.
+
+mod act;
+mod http;
+mod schedule;
+pub mod target;
+
+use crate::config::{Config, Notify, Process};
+use crate::publish::item::Item;
+use schedule::{Schedule, Step};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Instant;
+use tokio::task::JoinSet;
+
+/// What an action can know. Nothing of it is secret.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The publishing directory.
+    pub dir: PathBuf,
+    /// The generation that is current.
+    pub generation: String,
+    /// What changed.
+    pub changed: BTreeSet<Item>,
+    /// Which process the application is.
+    pub process: Option<Process>,
+    /// Whether the shim listens on the sidecar's standard input.
+    pub shim: bool,
+}
+
+/// How one way of telling stands, for the status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Which, in words.
+    pub what: String,
+    /// `idle`, `pending` or `failed`.
+    pub state: &'static str,
+    /// Why the last attempt failed, if it did.
+    pub error: Option<String>,
+}
+
+/// What came of an attempt.
+pub struct Told {
+    /// Which way, in words.
+    pub what: String,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// Whether it is not tried again.
+    pub last: bool,
+}
+
+struct Line {
+    notify: Notify,
+    schedule: Schedule,
+    changed: BTreeSet<Item>,
+}
+
+/// All ways of telling the application.
+pub struct Notifier {
+    lines: Vec<Line>,
+    running: JoinSet<(usize, Result<(), String>)>,
+    context: Context,
+}
+
+impl Notifier {
+    /// Of a configuration.
+    #[must_use]
+    pub fn new(config: &Config, dir: PathBuf, shim: bool) -> Self {
+        let stop = config.application.is_some().then(Notify::stop);
+        let lines = config
+            .notify
+            .iter()
+            .cloned()
+            .chain(stop)
+            .map(|notify| Line {
+                notify,
+                schedule: Schedule::default(),
+                changed: BTreeSet::new(),
+            });
+        Self {
+            lines: lines.collect(),
+            running: JoinSet::new(),
+            context: Context {
+                dir,
+                generation: String::new(),
+                changed: BTreeSet::new(),
+                process: config
+                    .application
+                    .as_ref()
+                    .map(|known| known.process.clone()),
+                shim,
+            },
+        }
+    }
+
+    /// Something changed: whom it concerns is told when it is quiet.
+    pub fn changed<'a>(
+        &mut self,
+        now: Instant,
+        items: impl IntoIterator<Item = &'a Item> + Clone,
+        generation: &str,
+    ) {
+        self.context.generation = generation.to_owned();
+        for line in &mut self.lines {
+            let on = &line.notify.on;
+            let of_interest = items.clone().into_iter();
+            let of_interest = of_interest.filter(|item| on.is_empty() || on.contains(item));
+            let before = line.changed.len();
+            line.changed.extend(of_interest.cloned());
+            if line.notify.action != crate::config::Action::Stop && line.changed.len() > before {
+                line.schedule.ask(now, line.notify.debounce);
+            }
+        }
+    }
+
+    /// The application is to end.
+    pub fn stop(&mut self, now: Instant) {
+        for line in &mut self.lines {
+            if line.notify.action == crate::config::Action::Stop {
+                line.schedule.ask(now, line.notify.debounce);
+            }
+        }
+    }
+
+    /// When [`Notifier::start_due`] has something to do.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.lines
+            .iter()
+            .filter_map(|line| line.schedule.due())
+            .min()
+    }
+
+    /// Starts what is due.
+    pub fn start_due(&mut self, now: Instant) {
+        for (number, line) in self.lines.iter_mut().enumerate() {
+            if !line.schedule.start(now) {
+                continue;
+            }
+            let notify = line.notify.clone();
+            let context = Context {
+                changed: std::mem::take(&mut line.changed),
+                ..self.context.clone()
+            };
+            self.running
+                .spawn(async move { (number, act::perform(&notify, &context).await) });
+        }
+    }
+
+    /// The next attempt that is over. Never, if none runs.
+    pub async fn next(&mut self, now: impl Fn() -> Instant) -> Told {
+        loop {
+            match self.running.join_next().await {
+                Some(Ok((number, outcome))) => {
+                    if let Some(told) = self.note(number, outcome, now()) {
+                        return told;
+                    }
+                }
+                // Its task was cancelled, which nobody does.
+                Some(Err(_)) => {}
+                None => return std::future::pending().await,
+            }
+        }
+    }
+
+    fn note(&mut self, number: usize, outcome: Result<(), String>, now: Instant) -> Option<Told> {
+        let line = self.lines.get_mut(number)?;
+        let error = outcome.err();
+        let step = line.schedule.finished(now, error.as_deref(), &line.notify);
+        Some(Told {
+            what: line.notify.action.words(),
+            error,
+            last: step == Step::GivenUp,
+        })
+    }
+
+    /// Whether everything that was to be told was told, with success.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.lines.iter().all(|line| line.schedule.is_well())
+    }
+
+    /// How each stands.
+    pub fn standing(&self) -> impl Iterator<Item = Standing> {
+        self.lines.iter().map(|line| Standing {
+            what: line.notify.action.words(),
+            state: line.schedule.state(),
+            error: line.schedule.error().map(str::to_owned),
+        })
+    }
+}

@@ -1,0 +1,203 @@
+//! How the sidecar stands, beside its files: `DIR/..status`, which holds names and times and nothing
+//! secret, and `DIR/..alive`, which is locked while the sidecar lives and touched when it does
+//! something.
+
+pub mod command;
+mod health;
+
+pub use health::{Fault, judge};
+
+use crate::publish::dir::Dir;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use nix::sys::stat::{Mode, fchmod, futimens};
+use nix::sys::time::TimeSpec;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+
+/// The status.
+pub const STATUS: &str = "..status";
+const STATUS_NEW: &str = "..status_new";
+/// The lock.
+pub const ALIVE: &str = "..alive";
+/// Most bytes of a status.
+const MAX_STATUS: u64 = 1 << 20;
+
+/// How the sidecar stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of this form: 1.
+    pub version: u32,
+    /// Whether a session with the broker stands.
+    pub connected: bool,
+    /// The generation that is current: what `..data` leads to.
+    pub generation: Option<String>,
+    /// When something last changed in it, in milliseconds since the Unix epoch.
+    pub changed_at_ms: Option<u64>,
+    /// When the first of its items ends unless it is renewed.
+    pub next_expiry_ms: Option<u64>,
+    /// What is published.
+    pub items: Vec<Published>,
+    /// What was asked for and is not granted or not to be had, and why.
+    pub missing: String,
+    /// What could not be made, and why.
+    pub failed: Vec<Failed>,
+    /// How the application is told.
+    pub notify: Vec<Told>,
+    /// Whether the broker still waits for the application to use what was published.
+    pub acknowledging: bool,
+    /// What last went wrong and has not gone right since.
+    pub error: Option<String>,
+}
+
+/// One item.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// Its path.
+    pub path: String,
+    /// When it ends unless it is renewed.
+    pub expires_at_ms: u64,
+    /// Whether it has ended and is kept.
+    pub stale: bool,
+}
+
+/// An output that could not be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// Its path.
+    pub path: String,
+    /// Why.
+    pub why: String,
+}
+
+/// One way of telling the application.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Which.
+    pub what: String,
+    /// `idle`, `pending` or `failed`.
+    pub state: String,
+    /// Why the last attempt failed, if it did.
+    pub error: Option<String>,
+}
+
+/// The sidecar's side.
+pub struct Board {
+    alive: Option<File>,
+    last: String,
+}
+
+impl Board {
+    /// Takes the lock. Without it, somebody else holds it, which the second value says.
+    ///
+    /// # Errors
+    /// If the file cannot be made.
+    pub fn open(dir: &Dir) -> io::Result<(Self, bool)> {
+        // Not the one that is there: whoever made it could have opened it, or be holding it.
+        let held = is_held(dir).unwrap_or(false);
+        if dir.look(ALIVE)?.is_some() {
+            dir.unlink(ALIVE)?;
+        }
+        let alive = dir.create(ALIVE)?;
+        fchmod(&alive, Mode::from_bits_truncate(0o444))?;
+        fcntl(&alive, FcntlArg::F_OFD_SETLK(&whole(libc::F_WRLCK)))?;
+        let board = Self {
+            alive: Some(alive),
+            last: String::new(),
+        };
+        Ok((board, held))
+    }
+
+    /// A board that shows nothing.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            alive: None,
+            last: String::new(),
+        }
+    }
+
+    /// Shows the status, if it is another than before, and that we live.
+    pub fn show(&mut self, dir: &Dir, status: &Status) {
+        let Some(alive) = &self.alive else { return };
+        // Neither failure is worth more than an old status: its age says so.
+        let _ = futimens(alive, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW);
+        let Ok(text) = serde_json::to_string(status) else {
+            return;
+        };
+        if text != self.last && write(dir, &text).is_ok() {
+            self.last = text;
+        }
+    }
+
+    /// Takes it away.
+    pub fn remove(self, dir: &Dir) {
+        if self.alive.is_some() {
+            for name in [STATUS, STATUS_NEW, ALIVE] {
+                let _ = dir.unlink(name);
+            }
+        }
+    }
+}
+
+fn write(dir: &Dir, text: &str) -> io::Result<()> {
+    if dir.look(STATUS_NEW)?.is_some() {
+        dir.unlink(STATUS_NEW)?;
+    }
+    let mut file = dir.create(STATUS_NEW)?;
+    file.write_all(text.as_bytes())?;
+    fchmod(&file, Mode::from_bits_truncate(0o444))?;
+    dir.rename(STATUS_NEW, STATUS)
+}
+
+/// What a reader finds.
+pub struct Found {
+    /// The status.
+    pub status: Status,
+    /// Whether a sidecar holds the lock.
+    pub running: bool,
+    /// When it last did something, in milliseconds since the Unix epoch.
+    pub alive_at_ms: u64,
+}
+
+/// Reads it back.
+///
+/// # Errors
+/// If there is none, or it is no status.
+pub fn read(dir: &Dir) -> io::Result<Found> {
+    let mut text = String::new();
+    dir.read(STATUS)?
+        .take(MAX_STATUS)
+        .read_to_string(&mut text)?;
+    let status: Status = serde_json::from_str(&text)?;
+    let running = is_held(dir).unwrap_or(false);
+    let stat = dir.look(ALIVE)?;
+    let alive_at_ms = stat.map_or(0, |stat| {
+        let ms = stat.st_mtime.saturating_mul(1000) + stat.st_mtime_nsec / 1_000_000;
+        u64::try_from(ms).unwrap_or(0)
+    });
+    Ok(Found {
+        status,
+        running,
+        alive_at_ms,
+    })
+}
+
+/// Whether somebody has the lock. Takes none itself.
+fn is_held(dir: &Dir) -> io::Result<bool> {
+    let file = dir.read(ALIVE)?;
+    let mut lock = whole(libc::F_WRLCK);
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock))?;
+    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+fn whole(kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}

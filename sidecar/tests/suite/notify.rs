@@ -1,0 +1,366 @@
+//! Telling the application: each way, debounced, tried again, acknowledged.
+
+use crate::sandbox::{Sandbox, eventually};
+use crate::server::{Server, value};
+use mayfly_wire::PublishFault;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// A program that notes each call, with what it was given.
+fn program(sandbox: &Sandbox, last: &str) -> (PathBuf, PathBuf) {
+    let (path, calls) = (sandbox.base().join("reload"), sandbox.base().join("calls"));
+    let script = format!(
+        "#!/bin/sh\necho \"$* $MAYFLY_GENERATION $MAYFLY_CHANGED\" >> {}\nenv | sort > {}.env\n{last}\n",
+        calls.display(),
+        calls.display(),
+    );
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    (path, calls)
+}
+
+fn lines(path: &PathBuf) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_command_hears_of_what_changed_and_only_of_that() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let (program, calls) = program(&sandbox, "");
+    let config = sandbox.config(&format!(
+        "[[notify]]\non = [\"a\"]\ncommand = [{program:?}, \"one\", \"two words\"]\ndebounce = \"150ms\"\n"
+    ));
+    let sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1"), value("b", "1")]);
+    peer.publish(&[value("a", "1"), value("b", "2")]);
+    std::thread::sleep(Duration::from_millis(400));
+    assert!(
+        lines(&calls).is_empty(),
+        "of the first set nobody is told, nor of b"
+    );
+    // Changes that come together are told together.
+    for number in 0..10 {
+        peer.publish(&[value("a", format!("secret-{number}")), value("b", "2")]);
+    }
+    sidecar.says("told the application how=\"command");
+    let generation = fs::read_link(sandbox.dir().join("..data")).unwrap();
+    let told = lines(&calls);
+    assert!(told.len() <= 2, "{told:?}");
+    assert!(
+        told[0].starts_with("one two words ..gen-") && told[0].ends_with(" a"),
+        "{told:?}"
+    );
+    eventually("the last generation is told", || {
+        lines(&calls)
+            .last()
+            .unwrap()
+            .contains(generation.to_str().unwrap())
+    });
+    let variables = fs::read_to_string(calls.with_extension("env")).unwrap();
+    let names: Vec<_> = variables
+        .lines()
+        .filter_map(|line| line.split('=').next())
+        .collect();
+    let ours = ["MAYFLY_CHANGED", "MAYFLY_DIR", "MAYFLY_GENERATION", "PATH"];
+    let shells = ["PWD", "OLDPWD", "SHLVL", "_"];
+    assert!(
+        names
+            .iter()
+            .all(|name| ours.contains(name) || shells.contains(name)),
+        "{names:?}"
+    );
+    assert!(!variables.contains("secret-"));
+    // What goes is a change too.
+    let before = lines(&calls).len();
+    peer.withdraw("a");
+    eventually("told of the withdrawal", || lines(&calls).len() > before);
+}
+
+#[test]
+fn a_failure_is_seen_tried_again_and_given_up() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let (program, calls) = program(&sandbox, "test -e $(dirname $0)/good || exit 3");
+    let config = sandbox.config(&format!(
+        "[[notify]]\ncommand = [{program:?}]\ndebounce = \"0ms\"\nattempts = 2\n"
+    ));
+    let sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    peer.publish(&[value("a", "2")]);
+    sidecar.says("gave up telling the application");
+    let report = server.report("204 No Content");
+    assert_eq!((report.generation, report.code), (2, PublishFault::NotTold));
+    assert!(report.detail.as_str().contains("ended with 3"));
+    assert_eq!(lines(&calls).len(), 2);
+    let (said, code) = sandbox.ask(&["health"]);
+    assert!(code == 1 && said.contains("ended with 3"), "{said}");
+    // The next change begins anew.
+    fs::write(sandbox.base().join("good"), "").unwrap();
+    peer.publish(&[value("a", "3")]);
+    sidecar.says("told the application");
+    eventually("it is well again", || sandbox.ask(&["health"]).1 == 0);
+}
+
+#[test]
+fn a_command_that_hangs_is_ended_with_all_that_it_started() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let (program, calls) = program(
+        &sandbox,
+        "sleep 1000 & echo $! >> $(dirname $0)/calls; wait",
+    );
+    let config = sandbox.config(&format!(
+        "[[notify]]\ncommand = [{program:?}]\ntimeout = \"300ms\"\nattempts = 1\n"
+    ));
+    let sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    peer.publish(&[value("a", "2")]);
+    sidecar.says("it took longer than 300ms");
+    let sleeper = lines(&calls)[1].clone();
+    eventually("its child is gone", || {
+        let stat = fs::read_to_string(format!("/proc/{sleeper}/stat"));
+        stat.map_or(true, |stat| stat.contains(") Z "))
+    });
+    // The sidecar itself was not held up.
+    peer.ping();
+}
+
+#[test]
+fn the_parent_is_signalled() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let heard = sandbox.base().join("heard");
+    let config = sandbox.config(
+        "[application]\nprocess = \"parent\"\n[[notify]]\nsignal = \"USR1\"\ndebounce = \"1ms\"\n",
+    );
+    // A parent that lives and notes signals.
+    let script = format!(
+        "trap 'echo usr1 >> {}' USR1; \"$@\" & while :; do wait; done",
+        heard.display()
+    );
+    let mut parent = std::process::Command::new("sh")
+        .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_mayfly-sidecar")])
+        .args(["--config", &config, "--dir"])
+        .arg(sandbox.dir())
+        .arg("--socket")
+        .arg(sandbox.socket())
+        .spawn()
+        .unwrap();
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    for (number, content) in ["2", "3", "4"].iter().enumerate() {
+        peer.publish(&[value("a", content)]);
+        eventually("a signal", || lines(&heard).len() == number + 1);
+    }
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    // The sidecar has another parent now, which is none of the application's: see `pkill` nowhere.
+    drop(peer);
+    let mut orphan = server.session();
+    orphan.publish(&[value("a", "4")]);
+    let pid = alive(&sandbox);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+}
+
+/// The pid of the process that publishes into the sandbox.
+fn alive(sandbox: &Sandbox) -> i32 {
+    let wanted = sandbox.dir().into_os_string().into_string().unwrap();
+    let mut found = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        (line.contains("mayfly-sidecar\0") && line.contains(&wanted)).then_some(pid)
+    });
+    found.next().unwrap()
+}
+
+#[test]
+fn http_is_asked_and_redirections_are_not_followed() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let http = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = http.local_addr().unwrap();
+    let config = sandbox.config(&format!(
+        "[[notify]]\nhttp = \"http://{address}/-/reload?x=1\"\ndebounce = \"1ms\"\nattempts = 3\n"
+    ));
+    let sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    peer.publish(&[value("a", "2")]);
+    for answer in [
+        "302 Found\r\nlocation: http://127.0.0.1:1/",
+        "500 Oh",
+        "204 No Content",
+    ] {
+        let (stream, _) = http.accept().unwrap();
+        let mut stream = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            stream.read_line(&mut head).unwrap();
+        }
+        assert!(
+            head.starts_with("POST /-/reload?x=1 HTTP/1.1\r\n"),
+            "{head}"
+        );
+        let answer = format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n");
+        stream.get_mut().write_all(answer.as_bytes()).unwrap();
+    }
+    sidecar.says("answered 302");
+    sidecar.says("answered 500");
+    sidecar.says("told the application how=\"http://127.0.0.1:");
+}
+
+#[test]
+fn the_shim_is_asked_on_the_standard_input() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let config = sandbox.config(
+        "[application]\nprocess = \"parent\"\n[[notify]]\non = [\"a\"]\nsignal = \"HUP\"\n\
+         [[notify]]\non = [\"b\"]\nrestart = true\n",
+    );
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let mut sidecar = std::process::Command::new(env!("CARGO_BIN_EXE_mayfly-sidecar"))
+        .args(["--shim", "--config", &config, "--dir"])
+        .arg(sandbox.dir())
+        .arg("--socket")
+        .arg(sandbox.socket())
+        .stdin(std::os::fd::OwnedFd::from(theirs))
+        .spawn()
+        .unwrap();
+    let mut peer = server.session();
+    let mut shim = BufReader::new(ours);
+    let mut asked = |answer: &str| {
+        let mut line = String::new();
+        shim.read_line(&mut line).unwrap();
+        shim.get_mut().write_all(answer.as_bytes()).unwrap();
+        line
+    };
+    peer.publish(&[value("a", "1"), value("b", "1")]);
+    peer.publish(&[value("a", "2"), value("b", "1")]);
+    assert_eq!(asked("ok\n"), "signal 1\n");
+    peer.publish(&[value("a", "2"), value("b", "2")]);
+    assert_eq!(asked("it does not end\n"), "restart\n");
+    assert_eq!(asked("ok\n"), "restart\n");
+    sidecar.kill().unwrap();
+    sidecar.wait().unwrap();
+}
+
+#[test]
+fn without_a_shim_nobody_restarts_and_that_is_said() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let config = sandbox
+        .config("[application]\nprocess = \"init\"\n[[notify]]\nrestart = true\nattempts = 1\n");
+    let sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    peer.publish(&[value("a", "2")]);
+    sidecar.says("nobody restarts the application");
+}
+
+#[test]
+fn the_broker_hears_when_the_command_has_succeeded() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let (program, calls) = program(&sandbox, "sleep 0.5");
+    let config = sandbox.config(&format!(
+        "[[notify]]\ncommand = [{program:?}]\ndebounce = \"1ms\"\n[acknowledge]\ntimeout = \"20s\"\n"
+    ));
+    let _sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    // Nobody uses anything older than the first set.
+    peer.publish(&[value("a", "1")]);
+    let start = Instant::now();
+    peer.bundle(&[value("a", "2")]);
+    eventually("it is published", || sandbox.read("a") == b"2");
+    eventually("the command runs", || lines(&calls).len() == 1);
+    assert_eq!(sandbox.status()["status"]["acknowledging"], true);
+    peer.acknowledged();
+    let took = start.elapsed();
+    assert!(
+        took >= Duration::from_millis(500) && took < Duration::from_secs(10),
+        "{took:?}"
+    );
+    // What changes nothing is acknowledged at once.
+    peer.publish(&[value("a", "2")]);
+    assert_eq!(lines(&calls).len(), 1);
+}
+
+#[test]
+fn the_application_acknowledges_by_a_file_or_has_had_its_time() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let word = sandbox.base().join("loaded");
+    let config = sandbox.config(&format!(
+        "[acknowledge]\nfile = {word:?}\ntimeout = \"1500ms\"\n"
+    ));
+    let sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    peer.bundle(&[value("a", "2")]);
+    eventually("it is published", || sandbox.read("a") == b"2");
+    let start = Instant::now();
+    fs::write(&word, "..gen-another").unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    fs::write(
+        &word,
+        fs::read_link(sandbox.dir().join("..data"))
+            .unwrap()
+            .to_str()
+            .unwrap(),
+    )
+    .unwrap();
+    peer.acknowledged();
+    assert!(
+        start.elapsed() < Duration::from_millis(1400),
+        "{:?}",
+        start.elapsed()
+    );
+    // Without a word, at the end of its time. A new session does not make it forget.
+    peer.bundle(&[value("a", "3")]);
+    eventually("it is published", || sandbox.read("a") == b"3");
+    let start = Instant::now();
+    drop(peer);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "3")]);
+    assert!(
+        start.elapsed() > Duration::from_millis(1200),
+        "{:?}",
+        start.elapsed()
+    );
+    sidecar.says("not acknowledged");
+}
+
+#[test]
+fn nothing_is_left_running_when_it_ends() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let (program, calls) = program(&sandbox, "echo $$ >> $(dirname $0)/calls; exec sleep 1000");
+    let config = sandbox.config(&format!(
+        "[[notify]]\ncommand = [{program:?}]\ndebounce = \"1ms\"\n"
+    ));
+    let mut sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    peer.publish(&[value("a", "2")]);
+    eventually("the command runs", || lines(&calls).len() == 2);
+    let pid = lines(&calls)[1].clone();
+    assert!(sidecar.terminate().success());
+    eventually("it is gone", || {
+        fs::metadata(format!("/proc/{pid}")).is_err()
+    });
+    assert!(sandbox.names().is_empty());
+    let mut rest = Vec::new();
+    let _ = fs::File::open(&calls).unwrap().read_to_end(&mut rest);
+    assert!(!rest.is_empty());
+}
