@@ -95,5 +95,5 @@ fn configuration(options: &Options) -> Result<Config, Ending> {
         None if default.exists() => default,
         None => return Ok(Config::default()),
     };
-    Config::read(path, options.access).map_err(|error| Ending::BadConfig(error))
+    Config::read(path, options.access).map_err(Ending::BadConfig)
 }

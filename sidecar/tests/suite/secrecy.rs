@@ -95,7 +95,7 @@ template = """
 credential = "db"
 file = "bad"
 format = "template"
-template = "{{ password }}{{ password | int }}"
+template = "{{ password }}{{ password + 1 }}"
 
 [[notify]]
 command = ["/bin/true"]
