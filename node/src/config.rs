@@ -75,6 +75,9 @@ pub struct Limits {
     pub write_seconds: u64,
     /// How often a session is pinged, in seconds. It ends after three silent intervals.
     pub ping_seconds: u64,
+    /// How often an open session's process and container are looked at again, in seconds: what has
+    /// changed, such as privileges or limits, is told to the broker, which decides anew.
+    pub reattest_seconds: u64,
     /// Least time between two reports of like refusals of one container, in seconds.
     pub refusal_seconds: u64,
 }
@@ -92,6 +95,7 @@ impl Default for Limits {
             request_seconds: 60,
             write_seconds: 10,
             ping_seconds: PING_SECONDS,
+            reattest_seconds: 30,
             refusal_seconds: 10,
         }
     }
@@ -178,6 +182,7 @@ impl Limits {
             ("node.limits.request_seconds", self.request_seconds, hour),
             ("node.limits.write_seconds", self.write_seconds, hour),
             ("node.limits.ping_seconds", self.ping_seconds, hour),
+            ("node.limits.reattest_seconds", self.reattest_seconds, hour),
             ("node.limits.refusal_seconds", self.refusal_seconds, hour),
         ];
         for (key, found, most) in checks {
@@ -206,6 +211,9 @@ impl Limits {
     }
     pub(crate) fn ping(&self) -> Duration {
         Duration::from_secs(self.ping_seconds)
+    }
+    pub(crate) fn reattest(&self) -> Duration {
+        Duration::from_secs(self.reattest_seconds)
     }
     pub(crate) fn refusal(&self) -> Duration {
         Duration::from_secs(self.refusal_seconds)

@@ -1,7 +1,7 @@
 //! Where a node's questions go: to the broker in the same process, or over the node link.
 
-use mayfly_wire::link::{Heartbeat, NodeEvent, SessionRequest, Watch};
-use mayfly_wire::session::{ClientMessage, Granted, ServerMessage};
+use mayfly_wire::link::{Heartbeat, NodeEvent, SessionRequest, SessionUpdate, Watch};
+use mayfly_wire::session::{Granted, ServerMessage};
 use mayfly_wire::{Evidence, Refusal};
 use std::future::Future;
 use std::pin::Pin;
@@ -29,7 +29,7 @@ pub trait Upstream: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Session {
     /// To the broker.
-    pub up: mpsc::Sender<ClientMessage>,
+    pub up: mpsc::Sender<SessionUpdate>,
     /// From the broker. It ends when the broker closes the session.
     pub down: mpsc::Receiver<ServerMessage>,
 }

@@ -7,8 +7,8 @@ mod link_server;
 use link_server::{Authority, Server};
 use mayfly_node::remote::{BrokerConfig, RemoteBroker};
 use mayfly_node::upstream::Upstream as _;
-use mayfly_wire::link::{Heartbeat, NodeEvent, SessionRequest, Watched};
-use mayfly_wire::session::{ClientMessage, Hello, MAX_SERVER_LINE, PROTOCOL, ServerMessage};
+use mayfly_wire::link::{Heartbeat, NodeEvent, SessionRequest, SessionUpdate, Watched};
+use mayfly_wire::session::{Hello, MAX_SERVER_LINE, PROTOCOL, ServerMessage};
 use mayfly_wire::{Assurance, Code, Evidence, Posture, WorkloadKey, sealed};
 use std::time::{Duration, Instant};
 
@@ -99,7 +99,7 @@ async fn a_session_streams_both_ways() {
     for generation in 1..=50 {
         session
             .up
-            .send(ClientMessage::Ack { generation })
+            .send(SessionUpdate::Ack { generation })
             .await
             .unwrap();
         match session.down.recv().await {

@@ -153,6 +153,36 @@ async fn a_loop_in_one_container_is_held_to_its_pace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_changes_during_a_session_is_told_once() {
+    let node = Node::start(|config| config.limits.reattest_seconds = 1).await;
+    let script = format!(
+        "{} session {} & read -r go <{}; exec setpriv --reuid 1000 --clear-groups sleep 60",
+        support::container::client(),
+        node.path(),
+        node.directory.0.join("go").display()
+    );
+    let go = node.directory.0.join("go");
+    nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let container = Container::run(&["bash", "-c", &script]);
+    container.says("bundle 1").await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let changed = || node.broker.changed.lock().unwrap().clone();
+    assert_eq!(changed(), [], "nothing has changed");
+    // Its first process becomes another user.
+    tokio::task::spawn_blocking(move || std::fs::write(go, "go\n").unwrap())
+        .await
+        .unwrap();
+    let told = until("the change", || changed().first().cloned()).await;
+    let before = node.broker.evidence();
+    assert_eq!((before.init.uid, told.init.uid), (Some(0), Some(1000)));
+    assert_eq!(told.workload, before.workload);
+    assert_eq!(told.peer, before.peer);
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(changed(), [told]);
+    assert_eq!(*node.broker.open.borrow(), 1, "the session goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sidecar_that_cannot_publish_is_heard() {
     let node = Node::start(|_| {}).await;
     let url = "http://localhost/v1/publish-failures";

@@ -2,7 +2,7 @@
 //! in memory; a remote node speaks them as JSON over HTTP/2 and mutual TLS.
 //!
 //! - `POST /v1/node/session`: request body and answer are streams, one JSON message a line. Up: one
-//!   [`SessionRequest`], then [`ClientMessage`](crate::session::ClientMessage)s. Down:
+//!   [`SessionRequest`], then [`SessionUpdate`]s. Down:
 //!   [`ServerMessage`](crate::session::ServerMessage)s.
 //! - `POST /v1/node/granted`: [`Evidence`] → [`Granted`](crate::session::Granted).
 //! - `POST /v1/node/heartbeat`: [`Heartbeat`] → [`Watch`]. The node's certificate names the node; a
@@ -35,6 +35,20 @@ pub struct SessionRequest {
     pub hello: Hello,
     /// Whether it ends after its first bundle: the one-shot form, whose values the node opens.
     pub once: bool,
+}
+
+/// What follows the [`SessionRequest`] up a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum SessionUpdate {
+    /// The client has published the bundle of this generation.
+    Ack {
+        /// The bundle's generation.
+        generation: u64,
+    },
+    /// The workload, or the process that asks for it, is no longer what it was. What is granted is to be
+    /// decided anew.
+    Changed(Box<Evidence>),
 }
 
 /// A node lives, and with it every workload whose death it has not reported.

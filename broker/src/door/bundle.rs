@@ -12,7 +12,7 @@ use mayfly_wire::audit::Event;
 use mayfly_wire::link::NodeRefusal;
 use mayfly_wire::sealed::Sealer;
 use mayfly_wire::session::{Bundle, Granted, Hello, MAX_WANTED, Missing};
-use mayfly_wire::{Code, CredentialName, Evidence, KvPath, LeaseId, Refusal};
+use mayfly_wire::{Code, CredentialName, Evidence, KvPath, LeaseId, Refusal, WorkloadKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,8 @@ pub struct Ask<'a> {
     pub evidence: &'a Evidence,
     /// The key to seal to, and what is wanted.
     pub hello: &'a Hello,
+    /// Whether the evidence came since the session's last bundle.
+    pub fresh: bool,
     /// The bundle's generation, from 1.
     pub generation: u64,
     /// What the session holds already, by its last bundle.
@@ -284,8 +286,8 @@ impl Door {
             .keys()
             .filter(|name| !served.held.contains_key(*name));
         served.withdrawn = gone.cloned().collect();
-        // A new session on old leases: its evidence is the latest.
-        let keep = ask.generation == 1 && !work.has_new() && self.is_new(evidence).await?;
+        // Of a session on old leases too, its evidence is the latest.
+        let keep = ask.fresh && !work.has_new() && self.is_new(evidence).await?;
         self.write(work.finish(keep)).await?;
         Ok(Answer::Served(Box::new(served)))
     }
@@ -363,20 +365,34 @@ impl Door {
     /// workload's key anywhere; it gets nothing of what is held under it.
     async fn other_nodes(&self, evidence: &Evidence) -> Refusal {
         let detail = "evidence of a workload that holds leases through another node";
-        tracing::error!(node = evidence.node, "{detail}");
+        let node = &evidence.node;
+        match self.another_node(node, &evidence.workload, detail).await {
+            Ok(()) => Code::NotAttested.into(),
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// A node speaks of what is not its own: on record.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`].
+    pub async fn another_node(
+        &self,
+        node: &str,
+        workload: &WorkloadKey,
+        detail: &str,
+    ) -> Result<(), Refusal> {
+        tracing::error!(node, "{detail}");
         let refusal = NodeRefusal {
             reason: "another_node".to_owned(),
             detail: detail.to_owned(),
             pid: None,
             uid: None,
             cgroup_path: None,
-            workload: Some(evidence.workload.clone()),
+            workload: Some(workload.clone()),
             count: 1,
         };
-        match self.node_refused(&evidence.node, refusal).await {
-            Ok(()) => Code::NotAttested.into(),
-            Err(refusal) => refusal,
-        }
+        self.node_refused(node, refusal).await
     }
 
     async fn is_new(&self, evidence: &Evidence) -> Result<bool, Refusal> {

@@ -16,7 +16,6 @@ use mayfly_node::upstream::Session;
 use mayfly_wire::link::{
     EVENT_PATH, GRANTED_PATH, HEARTBEAT_PATH, Heartbeat, NodeEvent, SESSION_PATH, SessionRequest,
 };
-use mayfly_wire::session::MAX_CLIENT_LINE;
 use mayfly_wire::{Code, Evidence, Refusal};
 use rustls::ServerConfig;
 use std::convert::Infallible;
@@ -181,7 +180,7 @@ async fn relay(
                     return Err(Code::TooSlow.into());
                 }
             }
-            line = lines.next(MAX_CLIENT_LINE), if up_open => match line? {
+            line = lines.next(MAX_MESSAGE), if up_open => match line? {
                 Some(line) => {
                     let message = serde_json::from_slice(&line);
                     let message = message.map_err(|_| Refusal::from(Code::BadRequest))?;

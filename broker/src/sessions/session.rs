@@ -4,9 +4,9 @@ use super::{Hub, Registration};
 use crate::door::{Answer, Ask, Held, Served};
 use mayfly_node::upstream::Session;
 use mayfly_wire::audit::Event;
-use mayfly_wire::link::SessionRequest;
-use mayfly_wire::session::{ClientMessage, PROTOCOL, ServerMessage};
-use mayfly_wire::{Code, CredentialName, Refusal};
+use mayfly_wire::link::{SessionRequest, SessionUpdate};
+use mayfly_wire::session::{PROTOCOL, ServerMessage};
+use mayfly_wire::{Code, CredentialName, Evidence, Refusal};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +20,8 @@ const UP: usize = 8;
 struct State {
     hub: Arc<Hub>,
     request: SessionRequest,
+    /// Whether the evidence in it came since the last bundle.
+    fresh: bool,
     down: mpsc::Sender<ServerMessage>,
     generation: u64,
     held: BTreeMap<CredentialName, Held>,
@@ -41,6 +43,7 @@ pub async fn open(hub: &Arc<Hub>, request: SessionRequest) -> Result<Session, Re
     let mut state = State {
         hub: Arc::clone(hub),
         request,
+        fresh: true,
         down,
         generation: 0,
         held: BTreeMap::new(),
@@ -63,7 +66,7 @@ pub async fn open(hub: &Arc<Hub>, request: SessionRequest) -> Result<Session, Re
     Ok(session)
 }
 
-async fn run(mut state: State, mut up: mpsc::Receiver<ClientMessage>) {
+async fn run(mut state: State, mut up: mpsc::Receiver<SessionUpdate>) {
     let entry = Arc::clone(&state.registration.entry);
     loop {
         tokio::select! {
@@ -73,12 +76,16 @@ async fn run(mut state: State, mut up: mpsc::Receiver<ClientMessage>) {
                 }
             }
             message = up.recv() => match message {
-                Some(ClientMessage::Ack { generation }) => {
+                Some(SessionUpdate::Ack { generation }) => {
                     if !state.acknowledge(generation).await {
                         return;
                     }
                 }
-                Some(ClientMessage::Pong {}) => {}
+                Some(SessionUpdate::Changed(evidence)) => {
+                    if !state.changed(*evidence).await {
+                        return;
+                    }
+                }
                 None => return,
             },
         }
@@ -87,7 +94,7 @@ async fn run(mut state: State, mut up: mpsc::Receiver<ClientMessage>) {
 
 impl State {
     /// Makes the next bundle. What it waits for, it waits for without a turn of the hub's.
-    async fn next(&self, turns: Option<&Semaphore>) -> Result<Served, Refusal> {
+    async fn next(&mut self, turns: Option<&Semaphore>) -> Result<Served, Refusal> {
         let mut can_wait = true;
         loop {
             let turn = match turns {
@@ -97,13 +104,17 @@ impl State {
             let ask = Ask {
                 evidence: &self.request.evidence,
                 hello: &self.request.hello,
+                fresh: self.fresh,
                 generation: self.generation + 1,
                 held: &self.held,
                 missed: &self.missed,
                 can_wait,
             };
             match self.hub.door.bundle(ask).await? {
-                Answer::Served(served) => return Ok(*served),
+                Answer::Served(served) => {
+                    self.fresh = false;
+                    return Ok(*served);
+                }
                 Answer::Wait(waiting) => {
                     drop(turn);
                     waiting.wait(self.request.once).await;
@@ -137,9 +148,30 @@ impl State {
                 .is_ok()
     }
 
+    /// The workload, or the process that asks, is not what it was: decided anew. Says whether the session
+    /// goes on.
+    async fn changed(&mut self, evidence: Evidence) -> bool {
+        let known = &self.request.evidence;
+        if evidence.workload != known.workload || evidence.node != known.node {
+            let door = &self.hub.door;
+            let detail = "new evidence in a session, of another workload or node";
+            if let Err(refusal) = door
+                .another_node(&known.node, &known.workload, detail)
+                .await
+            {
+                tracing::error!(%refusal, "a refusal is not on record");
+            }
+            return false;
+        }
+        self.request.evidence = evidence;
+        self.fresh = true;
+        self.refresh().await
+    }
+
     /// Something changed: a new bundle. Says whether the session goes on.
     async fn refresh(&mut self) -> bool {
-        match self.next(Some(&self.hub.turns)).await {
+        let hub = Arc::clone(&self.hub);
+        match self.next(Some(&hub.turns)).await {
             Ok(served) if served.held == self.held && served.missed == self.missed => {
                 self.registration.concern(served.granted);
                 true

@@ -10,9 +10,9 @@ use mayfly_wire::admin::{
 };
 use mayfly_wire::audit::{Chain, Event};
 use mayfly_wire::evidence::{Assurance, Container, Settings};
-use mayfly_wire::link::{Heartbeat, SessionRequest};
+use mayfly_wire::link::{Heartbeat, SessionRequest, SessionUpdate};
 use mayfly_wire::sealed::{Opener, PrivateKey, PublicKey, generate};
-use mayfly_wire::session::{Bundle, ClientMessage, Hello, PROTOCOL, ServerMessage};
+use mayfly_wire::session::{Bundle, Hello, PROTOCOL, ServerMessage};
 use mayfly_wire::{Code, CredentialName, Evidence, Posture, Refusal, Secret, WorkloadKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -242,7 +242,7 @@ impl Client {
     pub async fn ack(&self, generation: u64) {
         self.session
             .up
-            .send(ClientMessage::Ack { generation })
+            .send(SessionUpdate::Ack { generation })
             .await
             .unwrap();
     }

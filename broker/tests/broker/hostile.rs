@@ -6,7 +6,8 @@ use mayfly_broker::config::Config;
 use mayfly_broker::run::{Broker, Options};
 use mayfly_wire::admin::Apply;
 use mayfly_wire::audit::Event;
-use mayfly_wire::link::{NodeEvent, Unpublished};
+use mayfly_wire::link::{NodeEvent, SessionUpdate, Unpublished};
+use mayfly_wire::session::ServerMessage;
 use mayfly_wire::{Code, CredentialName, Evidence, PublishFailure, PublishFault};
 use std::io::Write as _;
 use std::sync::Arc;
@@ -286,4 +287,86 @@ async fn a_sidecar_that_cannot_publish_is_on_record_until_it_can() {
     assert!(failing().await.is_empty());
     let late = nodes.event(NODE, report(&orders, 1)).await;
     assert_eq!(code(late), Code::NotAttested);
+}
+
+async fn tell(client: &Client, evidence: &Evidence) {
+    let update = SessionUpdate::Changed(Box::new(evidence.clone()));
+    client.session.up.send(update).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_workload_that_becomes_weak_loses_what_it_holds() {
+    let dir = Dir::new();
+    let world = World::open(&dir.0).await;
+    world.apply(two_services()).await;
+    world.put("orders/db", "one").await;
+    let good = evidence("orders", 1);
+    let mut client = world.connect(&good).await.unwrap();
+    client.bundle().await;
+
+    // A change that policy does not mind: nothing is sent, and the latest is known.
+    let mut other = good.clone();
+    other.init.uid = Some(2000);
+    tell(&client, &other).await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let known = world.broker.door.workloads(&ROOT).await.unwrap();
+        if known[0].evidence.init.uid == Some(2000) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the new evidence is not known");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(client.session.down.try_recv().is_err());
+    assert_eq!(
+        world.broker.door.leases(&ROOT, &ALL).await.unwrap().len(),
+        1
+    );
+
+    let mut weak = good.clone();
+    weak.init.effective_capabilities = Some(vec!["sys_admin".into()]);
+    tell(&client, &weak).await;
+    let names = vec!["orders-db".parse().unwrap()];
+    assert_eq!(client.next().await, Some(ServerMessage::Withdraw { names }));
+    match client.next().await {
+        Some(ServerMessage::Refused(refusal)) => assert_eq!(refusal.code, Code::Denied),
+        other => panic!("expected a refusal, found {other:?}"),
+    }
+    assert!(client.next().await.is_none());
+    assert!(
+        world
+            .broker
+            .door
+            .leases(&ROOT, &ALL)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let ended =
+        |event: &Event| matches!(event, Event::Ended { reason, .. } if reason == "withdrawn");
+    world.until(ended).await;
+    world
+        .until(|event| matches!(event, Event::Denied { policies, .. } if !policies.is_empty()))
+        .await;
+}
+
+#[tokio::test]
+async fn new_evidence_of_another_workload_ends_the_session() {
+    let dir = Dir::new();
+    let world = World::open(&dir.0).await;
+    world.apply(two_services()).await;
+    world.put("orders/db", "one").await;
+    world.put("web/key", "two").await;
+    let mut client = world.connect(&evidence("orders", 1)).await.unwrap();
+    client.bundle().await;
+    tell(&client, &evidence("web", 2)).await;
+    assert!(client.next().await.is_none());
+    let refused = |event: &Event| matches!(event, Event::NodeRefused { refusal, .. } if refusal.reason == "another_node");
+    world.until(refused).await;
+    let leases = world.broker.door.leases(&ROOT, &ALL).await.unwrap();
+    assert!(
+        leases
+            .iter()
+            .all(|lease| lease.credential.as_str() == "orders-db")
+    );
 }

@@ -3,7 +3,7 @@
 use crate::lines::line;
 use http_body_util::Full;
 use hyper::body::{Bytes, Frame, SizeHint};
-use mayfly_wire::session::ClientMessage;
+use mayfly_wire::link::SessionUpdate;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,14 +15,14 @@ pub(super) enum Body {
     Stream(Upward),
 }
 
-/// The upward half of a session: its request, then what the client says, until the sender is dropped.
+/// The upward half of a session: its request, then its updates, until the sender is dropped.
 pub(super) struct Upward {
     first: Option<Vec<u8>>,
-    messages: mpsc::Receiver<ClientMessage>,
+    messages: mpsc::Receiver<SessionUpdate>,
 }
 
 impl Upward {
-    pub(super) fn new(first: Vec<u8>, messages: mpsc::Receiver<ClientMessage>) -> Self {
+    pub(super) fn new(first: Vec<u8>, messages: mpsc::Receiver<SessionUpdate>) -> Self {
         Self {
             first: Some(first),
             messages,

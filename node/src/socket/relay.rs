@@ -6,12 +6,14 @@ use crate::config::Limits;
 use crate::lines::{Lines, line};
 use crate::served::Stay;
 use crate::upstream::Session;
+use mayfly_wire::link::SessionUpdate;
 use mayfly_wire::session::{ClientMessage, MAX_CLIENT_LINE, MAX_SERVER_LINE, ServerMessage};
-use mayfly_wire::{Code, Refusal};
+use mayfly_wire::{Code, Evidence, Refusal};
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
 
 /// How a session ends.
 enum End {
@@ -34,6 +36,8 @@ pub(super) struct Relay {
     pub(super) caller: Arc<Caller>,
     pub(super) stay: Stay,
     pub(super) session: Session,
+    /// What the broker knows of the client when the session begins.
+    pub(super) evidence: Evidence,
     pub(super) limits: Limits,
     /// Becomes true when the node stops.
     pub(super) stopping: watch::Receiver<bool>,
@@ -65,6 +69,8 @@ impl Relay {
         let mut pings = interval_at(Instant::now() + period, period);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
+        let mut known = self.evidence.clone();
+        let mut look = Box::pin(self.look_again(&known));
         // A client only ever answers: it has no more to say than it was told.
         let (mut told, mut answered) = (0_u64, 0_u64);
         loop {
@@ -82,6 +88,15 @@ impl Relay {
                 _ = pings.tick() => {
                     self.write(&ServerMessage::Ping {}).await?;
                     told += 1;
+                }
+                looked = &mut look => {
+                    let evidence = looked.map_err(|code| End::Told(code.into()))?;
+                    // While the broker has not taken what came before, this waits for the next look.
+                    let update = SessionUpdate::Changed(Box::new(evidence.clone()));
+                    if self.session.up.try_send(update).is_ok() {
+                        known = evidence;
+                    }
+                    look = Box::pin(self.look_again(&known));
                 }
                 message = self.session.down.recv() => match message {
                     Some(ServerMessage::Refused(refusal)) => return Err(End::Told(refusal)),
@@ -108,7 +123,34 @@ impl Relay {
                     }
                     match message {
                         ClientMessage::Pong {} => {}
-                        message => place.send(message),
+                        ClientMessage::Ack { generation } => {
+                            place.send(SessionUpdate::Ack { generation });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Attests the client at intervals, until what is established is not what the broker knows. An
+    /// engine that does not answer now is asked the next time.
+    fn look_again(
+        &self,
+        known: &Evidence,
+    ) -> impl Future<Output = Result<Evidence, Code>> + Send + use<> {
+        let (caller, period) = (Arc::clone(&self.caller), self.limits.reattest());
+        let known = known.clone();
+        async move {
+            loop {
+                sleep(period).await;
+                match caller.attestor.attest(&caller.peer).await {
+                    Ok(attested) if attested.evidence == known => {}
+                    Ok(attested) => return Ok(attested.evidence),
+                    Err(error) if error.code().is_transient() => {}
+                    Err(error) => {
+                        let code = error.code();
+                        caller.not_attested(error);
+                        return Err(code);
                     }
                 }
             }

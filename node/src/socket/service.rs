@@ -232,7 +232,7 @@ impl Connection {
         }
         let (evidence, stay) = self.admit(&head.headers).await?;
         let asked = self.shared.upstream.session(SessionRequest {
-            evidence,
+            evidence: evidence.clone(),
             hello,
             once: false,
         });
@@ -257,6 +257,7 @@ impl Connection {
                 caller: Arc::clone(&connection.caller),
                 stay,
                 session,
+                evidence,
                 limits: shared.limits,
                 stopping: shared.stopping.clone(),
             };

@@ -11,9 +11,9 @@ use mayfly_node::remote::BrokerConfig;
 use mayfly_wire::bytes::Base64;
 use mayfly_wire::link::{
     EVENT_PATH, GRANTED_PATH, HEARTBEAT_PATH, Heartbeat, NodeEvent, SESSION_PATH, SessionRequest,
-    Watch, Watched,
+    SessionUpdate, Watch, Watched,
 };
-use mayfly_wire::session::{Bundle, ClientMessage, Granted, PROTOCOL, ServerMessage};
+use mayfly_wire::session::{Bundle, Granted, PROTOCOL, ServerMessage};
 use mayfly_wire::{Code, Evidence, Refusal};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
@@ -256,8 +256,8 @@ async fn converse(mut body: Incoming, down: mpsc::Sender<Vec<u8>>, state: &State
     .await?;
     loop {
         let line = next_line(&mut body, &mut input).await?;
-        let message: ClientMessage = serde_json::from_slice(&line).unwrap();
-        if let ClientMessage::Ack { generation } = message {
+        let message: SessionUpdate = serde_json::from_slice(&line).unwrap();
+        if let SessionUpdate::Ack { generation } = message {
             let bundle = Bundle {
                 generation: generation + 1,
                 encapsulated: Base64(vec![0; 32]),

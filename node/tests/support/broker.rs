@@ -1,13 +1,15 @@
 //! A broker that grants everyone `orders-db`, and says what a test tells it to.
 
 use mayfly_node::upstream::{Answer, Session, Upstream};
-use mayfly_wire::link::{Heartbeat, NodeEvent, NodeRefusal, SessionRequest, Watch, Watched};
+use mayfly_wire::link::{
+    Heartbeat, NodeEvent, NodeRefusal, SessionRequest, SessionUpdate, Watch, Watched,
+};
 use mayfly_wire::sealed::Sealer;
 use mayfly_wire::session::{
-    Bundle, ClientMessage, Granted, Layout, PROTOCOL, SealedCredential, SealedField, ServerMessage,
+    Bundle, Granted, Layout, PROTOCOL, SealedCredential, SealedField, ServerMessage,
 };
 use mayfly_wire::{Code, Evidence, LeaseId, Secret, WorkloadKey};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 
@@ -18,6 +20,8 @@ pub struct Broker {
     /// How many sessions are open.
     pub open: watch::Sender<usize>,
     pub acknowledged: watch::Sender<u64>,
+    /// Evidence that was told anew.
+    pub changed: Arc<Mutex<Vec<Evidence>>>,
     pub events: Mutex<Vec<(Instant, NodeEvent)>>,
     /// How many events are refused before one is taken.
     pub fail_events: Mutex<usize>,
@@ -36,6 +40,7 @@ impl Default for Broker {
             sessions: Mutex::default(),
             open: watch::Sender::new(0),
             acknowledged: watch::Sender::new(0),
+            changed: Arc::default(),
             events: Mutex::default(),
             fail_events: Mutex::default(),
             heartbeats: Mutex::default(),
@@ -128,6 +133,7 @@ impl Upstream for Broker {
             let (sender, down) = mpsc::channel(4);
             let mut value = self.value.subscribe();
             let (opened, acknowledged) = (Opened::new(&self.open), self.acknowledged.clone());
+            let changed = Arc::clone(&self.changed);
             tokio::spawn(async move {
                 let _opened = opened;
                 let workload = request.evidence.workload.clone();
@@ -143,10 +149,12 @@ impl Upstream for Broker {
                         tokio::select! {
                             () = sender.closed() => return None::<()>,
                             message = messages.recv() => match message? {
-                                ClientMessage::Ack { generation } => {
+                                SessionUpdate::Ack { generation } => {
                                     acknowledged.send_replace(generation);
                                 }
-                                ClientMessage::Pong {} => return None,
+                                SessionUpdate::Changed(evidence) => {
+                                    changed.lock().unwrap().push(*evidence);
+                                }
                             },
                             changed = value.changed() => break changed.ok()?,
                         }

@@ -8,6 +8,19 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+/// The hostile client's program.
+pub fn client() -> String {
+    let exe = std::env::current_exe().unwrap();
+    let client = exe.parent().unwrap().parent().unwrap();
+    let client = client.join("examples/hostile_client");
+    assert!(
+        client.is_file(),
+        "cargo builds {} with the tests",
+        client.display()
+    );
+    client.to_str().unwrap().to_owned()
+}
+
 /// It ends when dropped.
 pub struct Container {
     parent: Child,
@@ -18,15 +31,7 @@ pub struct Container {
 impl Container {
     /// Runs the hostile client as the container's init.
     pub fn hostile(args: &[&str]) -> Self {
-        let exe = std::env::current_exe().unwrap();
-        let client = exe.parent().unwrap().parent().unwrap();
-        let client = client.join("examples/hostile_client");
-        assert!(
-            client.is_file(),
-            "cargo builds {} with the tests",
-            client.display()
-        );
-        Self::run(&[&[client.to_str().unwrap()], args].concat())
+        Self::run(&[&[client().as_str()], args].concat())
     }
 
     /// Runs a command as the container's init, in new namespaces of every kind but user's.
