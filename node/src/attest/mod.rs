@@ -65,13 +65,15 @@ pub struct AttestConfig {
     pub forbid: Vec<Facility>,
 }
 
+/// The engines' sockets as last looked for; `None` where that failed.
+type Looked = Option<Arc<[Exposed]>>;
+
 /// Attests peers. One for the whole node, shared.
 #[derive(Debug)]
 pub struct Attestor {
     host: Host,
     registry: Arc<Registry>,
-    /// The engines' sockets as last looked for; `None` where that failed.
-    sockets: Mutex<Option<(Instant, Option<Arc<[Exposed]>>)>>,
+    sockets: Mutex<Option<(Instant, Looked)>>,
     config: AttestConfig,
 }
 

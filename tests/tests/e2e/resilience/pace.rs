@@ -1,8 +1,6 @@
 //! A container that asks in a loop: it is held to its pace, another is served, and the audit log does
 //! not grow by more than what was granted.
 
-#![expect(clippy::print_stdout, reason = "figures for whoever reads the run")]
-
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
