@@ -82,7 +82,7 @@ impl Inside {
                 session.bundle(SOON)?;
                 self.session = Some(*session);
             }
-            // What comes on the connection until it ends.
+            // What comes on the connection until it ends, or nothing comes for a while.
             ["drain"] => return drain(self.connection()?),
             ["listen", path] => self.listener = Some(UnixListener::bind(path)?),
             ["give", path] => {
@@ -220,7 +220,9 @@ fn drain(stream: RawFd) -> Result<String> {
     let mut buffer = [0; 4096];
     loop {
         match recv(stream, &mut buffer, MsgFlags::empty()) {
-            Ok(0) | Err(Errno::ECONNRESET) => return Ok(String::from_utf8_lossy(&bytes).into()),
+            Ok(0) | Err(Errno::ECONNRESET | Errno::EAGAIN) => {
+                return Ok(String::from_utf8_lossy(&bytes).into());
+            }
             Ok(length) => bytes.extend_from_slice(&buffer[..length]),
             Err(error) => return Err(error).context("waiting for the end"),
         }
