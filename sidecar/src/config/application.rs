@@ -8,6 +8,9 @@ use serde::Deserialize;
 pub struct Application {
     /// Which process.
     pub process: Process,
+    /// Whether the sidecar ends when it does.
+    #[serde(default)]
+    pub exit_with: bool,
 }
 
 /// Which process; looked for each time, held by a pidfd, and checked through it.

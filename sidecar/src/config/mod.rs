@@ -15,10 +15,13 @@ use crate::publish::Access;
 use crate::publish::item::{End, Item};
 use crate::render::template::{MAX_TEMPLATE, Templates};
 use mayfly_wire::CredentialName;
+use nix::sys::statvfs::{FsFlags, fstatvfs};
+use nix::unistd::geteuid;
 use serde::Deserialize;
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -241,14 +244,28 @@ fn stale(on_expiry: OnExpiry, max_stale: Option<Span>) -> Result<(), String> {
 fn read_text(path: &Path, most: usize) -> io::Result<String> {
     let mut text = String::new();
     let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
+    let found = file.metadata()?;
+    if !found.is_file() {
         return Err(io::Error::other("expected a file"));
+    }
+    // It names programs to run and who may read secrets.
+    let read_only = fstatvfs(&file)?.flags().contains(FsFlags::ST_RDONLY);
+    if !read_only && !is_only_ours(&found) {
+        return Err(io::Error::other(
+            "expected a file that nobody but root and the sidecar's own user can write, or on a \
+             read-only mount",
+        ));
     }
     let read = file.take(most as u64 + 1).read_to_string(&mut text)?;
     match read > most {
         true => Err(io::Error::other(format!("expected at most {most} bytes"))),
         false => Ok(text),
     }
+}
+
+fn is_only_ours(found: &Metadata) -> bool {
+    let owner = found.uid();
+    (owner == 0 || owner == geteuid().as_raw()) && found.mode() & 0o022 == 0
 }
 
 #[cfg(test)]

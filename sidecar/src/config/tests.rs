@@ -194,6 +194,11 @@ fn a_file_is_named_when_it_is_wrong() {
     std::fs::write(&path, "#".repeat(MAX_FILE + 1)).unwrap();
     let said = Config::read(&path, ACCESS).err().unwrap().to_string();
     assert!(said.contains("at most"), "{said}");
+    let writable = std::os::unix::fs::PermissionsExt::from_mode(0o664);
+    std::fs::write(&path, "").unwrap();
+    std::fs::set_permissions(&path, writable).unwrap();
+    let said = Config::read(&path, ACCESS).err().unwrap().to_string();
+    assert!(said.contains("nobody but root"), "{said}");
     std::fs::remove_file(&path).unwrap();
     let said = Config::read(Path::new("/"), ACCESS)
         .err()

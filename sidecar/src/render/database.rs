@@ -85,7 +85,8 @@ pub fn url(opened: &Opened, scheme: Option<&str>, out: &mut Buffer) -> Result<()
     put(out, b":")?;
     put_percent(out, opened.need("password")?)?;
     put(out, b"@")?;
-    place(opened, out)
+    place(opened, out)?;
+    sslmode(opened, "?", out)
 }
 
 /// Writes `jdbc:scheme://host:port/database?user=…&password=…`, likewise.
@@ -100,7 +101,18 @@ pub fn jdbc(opened: &Opened, scheme: Option<&str>, out: &mut Buffer) -> Result<(
     put(out, b"?user=")?;
     put_percent(out, opened.need("username")?)?;
     put(out, b"&password=")?;
-    put_percent(out, opened.need("password")?)
+    put_percent(out, opened.need("password")?)?;
+    sslmode(opened, "&", out)
+}
+
+/// Whether PostgreSQL's client demands TLS: what the credential says must not get lost.
+fn sslmode(opened: &Opened, before: &str, out: &mut Buffer) -> Result<(), Refused> {
+    let Some(mode) = opened.text("sslmode")? else {
+        return Ok(());
+    };
+    put(out, before.as_bytes())?;
+    put(out, b"sslmode=")?;
+    put_percent(out, mode)
 }
 
 /// What the URL begins with: as configured, or after the field `type`.
@@ -206,6 +218,16 @@ mod tests {
         for format in [Url, Jdbc] {
             refuses_what_is_no_text(format, &database("u", "p"), true);
         }
+    }
+
+    #[test]
+    fn demands_of_tls_do_not_get_lost() {
+        let mut fields = database("u", "p");
+        fields.insert(4, ("sslmode", b"verify-full"));
+        let said = text(Url, &fields).unwrap();
+        assert!(said.ends_with("/orders?sslmode=verify-full"), "{said}");
+        let said = text(Jdbc, &fields).unwrap();
+        assert!(said.ends_with("&password=p&sslmode=verify-full"), "{said}");
     }
 
     fn replaced<'a>(name: &str, value: &'a [u8]) -> Vec<(&'a str, &'a [u8])> {

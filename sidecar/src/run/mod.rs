@@ -3,6 +3,7 @@
 
 mod acknowledge;
 mod conversation;
+mod follow;
 pub mod place;
 pub mod report;
 mod show;
@@ -17,6 +18,7 @@ use crate::publish::item::Item;
 use crate::publish::{Publisher, Trouble};
 use crate::session::{Failure, Session};
 use crate::status::{Board, Status};
+use follow::Follow;
 use mayfly_wire::{Code, CredentialName};
 use std::convert::Infallible;
 use std::pin::pin;
@@ -27,7 +29,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 /// How long opening a session can take.
 const OPENING: Duration = Duration::from_secs(15);
 
-/// Runs until it is told to stop, or `--once` is done.
+/// Runs until it is told to stop, the application ends that it follows, or `--once` is done.
 ///
 /// # Errors
 /// If signals cannot be received.
@@ -49,6 +51,7 @@ pub async fn run(
         publisher,
         notifier: Notifier::new(config, options.dir.clone(), options.shim),
         board,
+        follow: Follow::new(config),
         status: Status {
             version: 1,
             ..Status::default()
@@ -83,6 +86,7 @@ struct Runner<'a> {
     publisher: Publisher,
     notifier: Notifier,
     board: Board,
+    follow: Follow,
     /// What of the status is not seen from the publisher and the notifier.
     status: Status,
     terminate: Signal,
@@ -166,6 +170,10 @@ impl Runner<'_> {
                 _ = self.terminate.recv() => return Err(Ending::Stopped),
                 _ = self.interrupt.recv() => return Err(Ending::Stopped),
                 done = &mut work => return Ok(done),
+                () = self.follow.ended() => {
+                    self.log.event(Level::Info, "the application has ended", &[]);
+                    return Err(Ending::Stopped);
+                }
                 told = self.notifier.next(Instant::now) => self.told(&told),
                 () = until(due) => {}
             }

@@ -364,3 +364,33 @@ fn nothing_is_left_running_when_it_ends() {
     let _ = fs::File::open(&calls).unwrap().read_to_end(&mut rest);
     assert!(!rest.is_empty());
 }
+
+#[test]
+fn it_ends_with_the_application_that_it_follows() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let program = sandbox
+        .base()
+        .join(format!("job-{}", std::process::id() % 100_000));
+    fs::copy("/bin/sleep", &program).unwrap();
+    let name = program.file_name().unwrap().to_str().unwrap().to_owned();
+    let config = sandbox.config(&format!(
+        "[application]\nprocess = \"name:{name}\"\nexit_with = true\n"
+    ));
+    let mut sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    // It has not started yet: that is no end.
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(sandbox.has("a"));
+    let mut job = std::process::Command::new(&program)
+        .arg("1.5")
+        .spawn()
+        .unwrap();
+    job.wait().unwrap();
+    let start = Instant::now();
+    assert_eq!(sidecar.wait().code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(1));
+    sidecar.says("the application has ended");
+    assert!(sandbox.names().is_empty());
+}

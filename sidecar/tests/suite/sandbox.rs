@@ -107,6 +107,8 @@ impl Sandbox {
     pub fn config(&self, text: &str) -> String {
         let path = self.0.join("sidecar.toml");
         fs::write(&path, text).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        fs::set_permissions(&path, mode).unwrap();
         path.to_str().unwrap().to_owned()
     }
 
