@@ -95,5 +95,9 @@ fn configuration(options: &Options) -> Result<Config, Ending> {
         None if default.exists() => default,
         None => return Ok(Config::default()),
     };
-    Config::read(path, options.access).map_err(Ending::BadConfig)
+    let config = Config::read(path, options.access).map_err(Ending::BadConfig)?;
+    match config.check_want(options.want.as_deref()) {
+        Ok(()) => Ok(config),
+        Err(why) => Err(Ending::Usage(format!("{}: {why}", path.display()))),
+    }
 }

@@ -147,13 +147,9 @@ impl Config {
         for (number, notify) in written.notify.into_iter().enumerate() {
             let notify = notify.check();
             let notify = notify.map_err(|why| format!("notify table {}: {why}", number + 1))?;
-            if let Some(on) = notify.on.iter().find(|on| !config.may_publish(on)) {
-                return Err(format!(
-                    "notify table {}: nothing is published at {on}",
-                    number + 1
-                ));
-            }
-            config.notify.push(notify);
+            let on = config.published_as(&notify.on);
+            let on = on.map_err(|why| format!("notify table {}: {why}", number + 1))?;
+            config.notify.push(Notify { on, ..notify });
         }
         config.check_application()?;
         Ok(config)
@@ -204,10 +200,44 @@ impl Config {
         }
     }
 
-    /// Whether something can be published at a path.
-    fn may_publish(&self, item: &Item) -> bool {
-        let by_an_output = self.outputs.iter().any(|output| output.item == *item);
-        by_an_output || !self.only_outputs && item.as_str().parse::<CredentialName>().is_ok()
+    /// Where what is named is published: an output's path, or a credential's outputs, or a credential
+    /// that is published as it is.
+    fn published_as(&self, named: &[Item]) -> Result<Vec<Item>, String> {
+        let mut items = Vec::new();
+        for item in named {
+            let is_here = |output: &&Output| {
+                output.item == *item
+                    || output
+                        .credentials
+                        .iter()
+                        .any(|name| Item::from(name) == *item)
+            };
+            let outputs = self.outputs.iter().filter(is_here);
+            let before = items.len();
+            items.extend(outputs.map(|output| output.item.clone()));
+            if items.len() == before {
+                let is_name = item.as_str().parse::<CredentialName>().is_ok();
+                if self.only_outputs || !is_name {
+                    return Err(format!("nothing is published at {item}"));
+                }
+                items.push(item.clone());
+            }
+        }
+        Ok(items)
+    }
+
+    /// Checks that what is asked for is enough for the outputs.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn check_want(&self, want: Option<&[CredentialName]>) -> Result<(), String> {
+        let Some(want) = want else { return Ok(()) };
+        match self.used().into_iter().find(|name| !want.contains(name)) {
+            Some(name) => Err(format!(
+                "an output is made of {name}, which --want does not name"
+            )),
+            None => Ok(()),
+        }
     }
 
     /// The credentials that outputs are made of.

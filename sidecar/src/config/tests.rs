@@ -89,6 +89,26 @@ fn everything_can_be_said() {
 }
 
 #[test]
+fn a_credential_stands_for_its_outputs() {
+    let config = config(
+        "[application]\nprocess = \"init\"\n\
+         [[output]]\ncredential = \"a\"\nfile = \"x\"\nformat = \"json\"\n\
+         [[output]]\ncredential = \"a\"\nfile = \"y\"\nformat = \"env\"\n\
+         [[notify]]\non = [\"a\", \"b\", \"x\"]\nsignal = \"HUP\"\n",
+    );
+    let config = config.unwrap();
+    let on: Vec<_> = config.notify[0].on.iter().map(Item::as_str).collect();
+    assert_eq!(on, ["x", "y", "b", "x"]);
+    let names = |names: &[&str]| -> Vec<CredentialName> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    };
+    assert!(config.check_want(None).is_ok());
+    assert!(config.check_want(Some(&names(&["a", "c"]))).is_ok());
+    let said = config.check_want(Some(&names(&["c"]))).unwrap_err();
+    assert!(said.contains("made of a,"), "{said}");
+}
+
+#[test]
 fn mistakes_name_what_was_expected() {
     let output = |more: &str| format!("[[output]]\ncredential = \"a\"\n{more}");
     let notify = |more: &str| format!("[application]\nprocess = \"init\"\n[[notify]]\n{more}");

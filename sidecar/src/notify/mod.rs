@@ -5,7 +5,7 @@ mod http;
 mod schedule;
 pub mod target;
 
-use crate::config::{Config, Notify, Process};
+use crate::config::{Action, Config, Notify, Process};
 use crate::publish::item::Item;
 use schedule::{Schedule, Step};
 use std::collections::BTreeSet;
@@ -52,7 +52,10 @@ pub struct Told {
 struct Line {
     notify: Notify,
     schedule: Schedule,
+    /// What is to be told.
     changed: BTreeSet<Item>,
+    /// What is being told.
+    telling: BTreeSet<Item>,
 }
 
 /// All ways of telling the application.
@@ -76,6 +79,7 @@ impl Notifier {
                 notify,
                 schedule: Schedule::default(),
                 changed: BTreeSet::new(),
+                telling: BTreeSet::new(),
             });
         Self {
             lines: lines.collect(),
@@ -104,10 +108,11 @@ impl Notifier {
         for line in &mut self.lines {
             let on = &line.notify.on;
             let of_interest = items.clone().into_iter();
-            let of_interest = of_interest.filter(|item| on.is_empty() || on.contains(item));
-            let before = line.changed.len();
-            line.changed.extend(of_interest.cloned());
-            if line.notify.action != crate::config::Action::Stop && line.changed.len() > before {
+            let mut of_interest = of_interest
+                .filter(|item| on.is_empty() || on.contains(item))
+                .peekable();
+            if line.notify.action != Action::Stop && of_interest.peek().is_some() {
+                line.changed.extend(of_interest.cloned());
                 line.schedule.ask(now, line.notify.debounce);
             }
         }
@@ -116,7 +121,7 @@ impl Notifier {
     /// The application is to end.
     pub fn stop(&mut self, now: Instant) {
         for line in &mut self.lines {
-            if line.notify.action == crate::config::Action::Stop {
+            if line.notify.action == Action::Stop {
                 line.schedule.ask(now, line.notify.debounce);
             }
         }
@@ -138,8 +143,9 @@ impl Notifier {
                 continue;
             }
             let notify = line.notify.clone();
+            line.telling = std::mem::take(&mut line.changed);
             let context = Context {
-                changed: std::mem::take(&mut line.changed),
+                changed: line.telling.clone(),
                 ..self.context.clone()
             };
             self.running
@@ -166,6 +172,10 @@ impl Notifier {
     fn note(&mut self, number: usize, outcome: Result<(), String>, now: Instant) -> Option<Told> {
         let line = self.lines.get_mut(number)?;
         let error = outcome.err();
+        let told = std::mem::take(&mut line.telling);
+        if error.is_some() {
+            line.changed.extend(told);
+        }
         let step = line.schedule.finished(now, error.as_deref(), &line.notify);
         Some(Told {
             what: line.notify.action.words(),

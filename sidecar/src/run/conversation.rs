@@ -7,7 +7,7 @@ use crate::log::{Level, wall_clock};
 use crate::publish::GRACE;
 use crate::publish::item::Item;
 use crate::session::bundle::{self, NotPublished, Outcome, Plan};
-use crate::session::{Failure, SILENCE, Session};
+use crate::session::{Failure, NotMade, SILENCE, Session};
 use crate::status::Failed;
 use mayfly_wire::session::{Bundle, ClientMessage, Missing, ServerMessage};
 use mayfly_wire::{CredentialName, PublishFault};
@@ -158,8 +158,10 @@ impl Runner<'_> {
             access: self.options.access,
         };
         let now = Instant::now();
-        let Outcome { published, failed } =
-            bundle::publish(session, bundle, plan, &mut self.publisher, now)?;
+        let Outcome {
+            published,
+            not_made,
+        } = bundle::publish(session, bundle, plan, &mut self.publisher, now)?;
         self.generation = bundle.generation;
         self.backoff.reset();
         self.complaint = None;
@@ -179,30 +181,39 @@ impl Runner<'_> {
             self.expect_word(now);
         }
         tell(self.log, &published.trouble);
-        self.tell_failed(&failed);
-        Ok(failed.is_empty())
+        self.tell_not_made(&not_made);
+        let all = match self.options.once {
+            Some(_) => not_made.absent.is_empty(),
+            None => true,
+        };
+        Ok(all && not_made.failed.is_empty())
     }
 
     /// Says which outputs could not be made, once.
-    fn tell_failed(&mut self, failed: &[(Item, String)]) {
-        let failed = failed.iter().map(|(item, why)| Failed {
-            path: item.to_string(),
-            why: why.clone(),
-        });
-        let failed: Vec<_> = failed.collect();
-        for failure in failed
-            .iter()
-            .filter(|now| !self.status.failed.contains(now))
-        {
-            let fields = [
-                ("output", failure.path.as_str().into()),
-                ("why", failure.why.as_str().into()),
-            ];
-            self.log.event(Level::Error, "output failed", &fields);
-            let why = format!("{}: {}", failure.path, failure.why);
-            self.report(self.generation, PublishFault::Output, &why);
+    fn tell_not_made(&mut self, not_made: &NotMade) {
+        let failed = not_made.failed.iter().zip(std::iter::repeat(true));
+        let absent = not_made.absent.iter().zip(std::iter::repeat(false));
+        let mut all = Vec::new();
+        for ((item, why), failed) in failed.chain(absent) {
+            let failure = Failed {
+                path: item.to_string(),
+                why: why.clone(),
+            };
+            if !self.status.failed.contains(&failure) {
+                let fields = [
+                    ("output", item.as_str().into()),
+                    ("why", why.as_str().into()),
+                ];
+                self.log.event(Level::Error, "output failed", &fields);
+                // What was not granted, the broker knows.
+                if failed {
+                    let why = format!("{item}: {why}");
+                    self.report(self.generation, PublishFault::Output, &why);
+                }
+            }
+            all.push(failure);
         }
-        self.status.failed = failed;
+        self.status.failed = all;
     }
 
     async fn say(

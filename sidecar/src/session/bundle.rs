@@ -1,7 +1,8 @@
 //! From a sealed bundle to files: checked first, then opened value by value, each straight into its
 //! file, unless an output is made of it.
 
-use super::{Failure, Session, outputs};
+use super::outputs::{self, NotMade};
+use super::{Failure, Session};
 use crate::config::Config;
 use crate::publish::item::Item;
 use crate::publish::{Access, PublishError, Published, Publisher};
@@ -70,8 +71,8 @@ pub fn check(bundle: &Bundle, after: u64, want: Option<&[CredentialName]>) -> Re
 pub struct Outcome {
     /// With the files.
     pub published: Published,
-    /// What could not be made, by name, and why. What of it was published before still is.
-    pub failed: Vec<(Item, String)>,
+    /// What could not be made. What of it was published before still is.
+    pub not_made: NotMade,
 }
 
 /// Publishes a bundle that was checked, in the forms that the configuration says.
@@ -118,15 +119,15 @@ fn open_into(
     );
     let mut opener = opener.map_err(does_not_open)?;
     let used = plan.config.used();
-    let mut failed = Vec::new();
+    let mut not_made = NotMade::default();
     let published = publisher.publish(now, |draft| -> Result<(), NotPublished> {
-        let mut opened = Vec::new();
+        let (mut opened, mut taken) = (Vec::new(), Vec::new());
         for credential in &bundle.credentials {
             let name = &credential.name;
             let item = Item::from(name);
             let kept = used.contains(name);
             let shown =
-                !kept && !plan.config.only_outputs && is_free(plan.config, &item, &mut failed);
+                !kept && !plan.config.only_outputs && is_free(plan.config, &item, &mut taken);
             if shown {
                 draft.expect(&item, plan.config.rest_end(credential.expires_at));
             }
@@ -153,10 +154,14 @@ fn open_into(
                 });
             }
         }
-        failed.extend(outputs::put(plan.config, &opened, &bundle.missing, draft)?);
+        not_made = outputs::put(plan.config, &opened, &bundle.missing, draft)?;
+        not_made.failed.append(&mut taken);
         Ok(())
     })?;
-    Ok(Outcome { published, failed })
+    Ok(Outcome {
+        published,
+        not_made,
+    })
 }
 
 /// Whether a credential's own name is not taken by an output of other credentials.

@@ -6,6 +6,8 @@ mod lines;
 mod outputs;
 
 pub use connect::report;
+pub use outputs::NotMade;
+
 use lines::Lines;
 use mayfly_wire::sealed::PrivateKey;
 use mayfly_wire::session::{ClientMessage, PING_SECONDS, PROTOCOL, ServerMessage};

@@ -4,10 +4,20 @@ use crate::config::{Config, Output};
 use crate::publish::item::Item;
 use crate::publish::{Draft, PublishError};
 use crate::render::{Format, Opened, Refused, render};
+use mayfly_wire::CredentialName;
 use mayfly_wire::session::Missing;
 
+/// Outputs that were not made, and why.
+#[derive(Debug, Default)]
+pub struct NotMade {
+    /// What they are made of is here, and they cannot be made of it.
+    pub failed: Vec<(Item, String)>,
+    /// What they are made of is not here, and nobody said why: it was not asked for by name.
+    pub absent: Vec<(Item, String)>,
+}
+
 /// Puts every output into the draft. One that cannot be made keeps what was published of it, as long
-/// as that lasts, and does not keep the others; it is returned by name, with the reason.
+/// as that lasts, and does not keep the others.
 ///
 /// # Errors
 /// [`PublishError`], if files cannot be written.
@@ -16,15 +26,23 @@ pub fn put(
     opened: &[Opened],
     missing: &[Missing],
     draft: &mut Draft<'_>,
-) -> Result<Vec<(Item, String)>, PublishError> {
-    let mut failed = Vec::new();
+) -> Result<NotMade, PublishError> {
+    let mut not_made = NotMade::default();
     for output in &config.outputs {
         let names = output.credentials.iter();
         let found: Option<Vec<&Opened>> = names
             .map(|name| opened.iter().find(|opened| opened.name == *name))
             .collect();
         let Some(credentials) = found else {
-            // That it is missing is told as such. Only what may come back keeps its file.
+            // Only what may come back keeps its file.
+            let here = |name: &CredentialName| {
+                opened.iter().any(|opened| opened.name == *name)
+                    || missing.iter().any(|missing| missing.name == *name)
+            };
+            if let Some(name) = output.credentials.iter().find(|name| !here(name)) {
+                let why = format!("{name} is not granted to this workload");
+                not_made.absent.push((output.item.clone(), why));
+            }
             if may_come_back(output, opened, missing) {
                 draft.keep(&output.item)?;
             }
@@ -32,10 +50,11 @@ pub fn put(
         };
         if let Err(refused) = put_one(config, output, &credentials, draft)? {
             draft.keep(&output.item)?;
-            failed.push((output.item.clone(), refused.to_string()));
+            let why = refused.to_string();
+            not_made.failed.push((output.item.clone(), why));
         }
     }
-    Ok(failed)
+    Ok(not_made)
 }
 
 /// Whether all that an output lacks is missing for a reason that can pass by itself.

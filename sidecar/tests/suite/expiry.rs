@@ -67,7 +67,11 @@ fn each_output_ends_as_it_was_told() {
     // A renewal makes it good again.
     let server = Server::bind(&sandbox.socket());
     let mut peer = server.session();
-    peer.publish(&[value("kept", "secret")]);
+    peer.publish(&[
+        value("gone", "secret"),
+        value("kept", "secret"),
+        value("late", "secret"),
+    ]);
     eventually("it is well", || sandbox.ask(&["health"]).1 == 0);
     assert_eq!(sidecar.log().matches("stale names").count(), 1);
 }

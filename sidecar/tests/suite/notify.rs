@@ -99,7 +99,12 @@ fn a_failure_is_seen_tried_again_and_given_up() {
     let report = server.report("204 No Content");
     assert_eq!((report.generation, report.code), (2, PublishFault::NotTold));
     assert!(report.detail.as_str().contains("ended with 3"));
-    assert_eq!(lines(&calls).len(), 2);
+    // Each attempt is told the same.
+    let told = lines(&calls);
+    assert!(
+        told.len() == 2 && told[0] == told[1] && told[0].ends_with(" a"),
+        "{told:?}"
+    );
     let (said, code) = sandbox.ask(&["health"]);
     assert!(code == 1 && said.contains("ended with 3"), "{said}");
     // The next change begins anew.
@@ -169,6 +174,70 @@ fn the_parent_is_signalled() {
     orphan.publish(&[value("a", "4")]);
     let pid = alive(&sandbox);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn process_one_of_a_shared_pid_namespace_is_signalled() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let heard = sandbox.base().join("heard");
+    let config = sandbox.config(
+        "[application]\nprocess = \"init\"\n[[notify]]\nsignal = \"HUP\"\ndebounce = \"1ms\"\n",
+    );
+    // The application is process 1, and the sidecar, as a companion would, joins its namespace.
+    let script = format!(
+        "trap 'echo hup >> {}' HUP; while :; do sleep 0.05; done",
+        heard.display()
+    );
+    let mut application = std::process::Command::new("unshare")
+        .args([
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+            "-c",
+            &script,
+        ])
+        .spawn()
+        .unwrap();
+    let init = {
+        let children = format!("/proc/{0}/task/{0}/children", application.id());
+        let mut text = String::new();
+        eventually("the application starts", || {
+            text = fs::read_to_string(&children).unwrap();
+            !text.is_empty()
+        });
+        text.trim().to_owned()
+    };
+    let mut sidecar = std::process::Command::new("nsenter")
+        .args([
+            "--target",
+            &init,
+            "--pid",
+            "--",
+            env!("CARGO_BIN_EXE_mayfly-sidecar"),
+        ])
+        .args(["--config", &config, "--dir"])
+        .arg(sandbox.dir())
+        .arg("--socket")
+        .arg(sandbox.socket())
+        .spawn()
+        .unwrap();
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    for (number, content) in ["2", "3", "4"].iter().enumerate() {
+        peer.publish(&[value("a", content)]);
+        eventually("a signal", || lines(&heard).len() == number + 1);
+    }
+    application.kill().unwrap();
+    application.wait().unwrap();
+    // Its namespace ends, and the sidecar with it.
+    let mut ended = None;
+    eventually("the sidecar ends", || {
+        ended = sidecar.try_wait().unwrap();
+        ended.is_some()
+    });
 }
 
 /// The pid of the process that publishes into the sandbox.

@@ -242,3 +242,27 @@ fn once_ends_badly_if_an_output_cannot_be_made() {
     assert_eq!(sidecar.wait().code(), Some(0));
     assert_eq!(sandbox.read("a.json"), b"{\"value\":\"good\"}\n");
 }
+
+#[test]
+fn an_output_of_what_is_not_granted_is_told() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let config =
+        sandbox.config("[[output]]\ncredential = \"a\"\nfile = \"a.json\"\nformat = \"json\"\n");
+    let sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    // The rest is acknowledged: nobody waits for it.
+    peer.publish(&[value("b", "1")]);
+    sidecar.says("output failed output=\"a.json\" why=\"a is not granted to this workload\"");
+    assert!(
+        sandbox
+            .ask(&["health"])
+            .0
+            .contains("a.json: a is not granted")
+    );
+    peer.publish(&[value("a", "1"), value("b", "1")]);
+    assert_eq!(sandbox.ask(&["health"]).1, 0);
+    let mut sidecar = sandbox.start(&["--config", &config, "--want", "b"]);
+    assert_eq!(sidecar.wait().code(), Some(64));
+    sidecar.says("an output is made of a, which --want does not name");
+}
