@@ -1,5 +1,11 @@
 //! The `postgres` engine against a real server.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 #[path = "postgres/place.rs"]
 mod place;
 #[path = "postgres/proxy.rs"]

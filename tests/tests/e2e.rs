@@ -4,6 +4,7 @@
 mod e2e {
     mod attacks;
     mod bare;
+    mod databases;
     mod engines;
     mod guard;
     mod images;

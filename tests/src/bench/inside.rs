@@ -4,6 +4,7 @@
 //!   first of the files was there.
 //! - `connect SOCKET COUNT` makes that many connections, one after the other, and waits on each until
 //!   the other side closes it.
+//! - `roles COUNT` asks for all credentials, and prints `took MICROSECONDS` until it had that many.
 //! - `sessions THREADS SECONDS GO` waits for the file GO, opens sessions one after the other in each
 //!   thread, and prints `counts CPU_MICROSECONDS COUNT…`: how many were served in each quarter of a
 //!   second.
@@ -37,6 +38,7 @@ pub fn run(job: &[&str]) -> Result<()> {
     match *job {
         ["sidecar", names] => sidecar(names),
         ["connect", socket, count] => connect(socket, count.parse()?),
+        ["roles", count] => roles(count.parse()?),
         ["sessions", threads, seconds, go] => {
             sessions(threads.parse()?, seconds.parse()?, Path::new(go))
         }
@@ -63,6 +65,24 @@ fn connect(socket: &str, count: usize) -> Result<()> {
         let _ = stream.read(&mut [0]);
     }
     park()
+}
+
+fn roles(count: usize) -> Result<()> {
+    let begun = Instant::now();
+    let mut session = Session::open(Path::new(SOCKET), &[], LIMIT)?;
+    loop {
+        let values = session.bundle(LIMIT)?;
+        let have = values
+            .iter()
+            .filter(|value| value.field.as_str() == "password");
+        if have.count() == count {
+            break;
+        }
+    }
+    print(&format!("took {}", begun.elapsed().as_micros()))?;
+    // Its end is what ends the leases, not its silence.
+    while session.next(Duration::from_secs(60))?.is_some() {}
+    bail!("the session ended")
 }
 
 fn sessions(threads: usize, seconds: u64, go: &Path) -> Result<()> {

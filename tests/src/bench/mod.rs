@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `life` | `sidecar_start_to_file`, `death_to_lease_end` |
 //! | `push` | `put_to_file` |
+//! | `postgres` | `death_to_role_gone`, `postgres_issue.*`, `postgres_revoke.*` |
 //! | `attest` | `attest` |
 //! | `sessions` | `sessions`, `sessions.cpu.*` |
 //! | `size` | `rss.*`, `binary.*` |
@@ -15,6 +16,7 @@ mod attest;
 pub mod inside;
 mod life;
 mod place;
+mod postgres;
 mod push;
 mod report;
 mod sessions;
@@ -51,13 +53,18 @@ impl Options {
 type Measure = fn(&Options, &mut Report) -> Result<()>;
 
 /// What measures what. Those that need quiet come first.
-const MEASURES: [(&[&str], Measure); 6] = [
+const MEASURES: [(&[&str], Measure); 8] = [
     (
         &["sidecar_start_to_file", "death_to_lease_end"],
         life::measure,
     ),
     (&["put_to_file"], push::measure),
+    (&["death_to_role_gone"], postgres::measure_death),
     (&["attest"], attest::measure),
+    (
+        &["postgres_issue", "postgres_revoke"],
+        postgres::measure_rates,
+    ),
     (&["sessions"], sessions::measure),
     (&["rss"], size::measure_memory),
     (&["binary"], size::measure_files),

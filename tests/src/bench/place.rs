@@ -9,9 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::harness::{
-    Bare, BareOptions, Broker, BrokerOptions, Realm, TempDir, binary, output, random_text,
-};
+use crate::harness::{Bare, BareOptions, Broker, BrokerOptions, Realm, binary, random_text};
 
 /// How long anything may take before the bench gives up.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -38,26 +36,26 @@ pub struct Place {
 
 impl Place {
     /// Starts one with these credentials, each with a value.
-    pub fn new(mut options: BrokerOptions, names: &[String]) -> Result<Self> {
-        options.node.push_str(UNPACED);
-        let place = Self {
-            broker: Broker::start(Realm::host(), options)?,
-        };
-        let dir = TempDir::new()?;
+    pub fn new(options: BrokerOptions, names: &[String]) -> Result<Self> {
         let mut credentials = String::new();
         for name in names {
             credentials.push_str(&format!(
                 "[credential.{name}]\nengine = \"kv\"\npath = \"bench/{name}\"\nttl = \"1h\"\n"
             ));
         }
-        std::fs::write(dir.join("credentials.toml"), credentials)?;
-        std::fs::write(dir.join("policy.cedar"), POLICY)?;
-        let mut apply = place.broker.mayfly()?;
-        output(apply.args(["apply", "--yes", "-f"]).arg(dir.path()))?;
+        let place = Self::of(options, &credentials)?;
         for name in names {
             place.put(name)?.done()?;
         }
         Ok(place)
+    }
+
+    /// Starts one with this configuration.
+    pub fn of(mut options: BrokerOptions, config: &str) -> Result<Self> {
+        options.node.push_str(UNPACED);
+        let broker = Broker::start(Realm::host(), options)?;
+        broker.apply(&[("credentials.toml", config), ("policy.cedar", POLICY)])?;
+        Ok(Self { broker })
     }
 
     /// One with the one credential.

@@ -204,13 +204,24 @@ impl PostgresServer {
     /// # Errors
     /// It is not installed.
     pub fn client(&self, user: &str, password: &str) -> io::Result<Command> {
-        let mut psql = Command::new(bin("psql")?);
-        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"])
-            .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
-            .args(["-U", user, "-d", "postgres"])
+        let mut psql = self.tool("psql", user, password)?;
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
+        Ok(psql)
+    }
+
+    /// One of the server's own client programs, told where the server is.
+    ///
+    /// # Errors
+    /// It is not installed.
+    pub fn tool(&self, name: &str, user: &str, password: &str) -> io::Result<Command> {
+        let mut tool = Command::new(bin(name)?);
+        tool.env("PGHOST", "127.0.0.1")
+            .env("PGPORT", self.port.to_string())
+            .env("PGUSER", user)
+            .env("PGDATABASE", "postgres")
             .env("PGPASSWORD", password)
             .env("PGCONNECT_TIMEOUT", "10");
-        Ok(psql)
+        Ok(tool)
     }
 
     fn command(&self, name: &str) -> io::Result<Command> {

@@ -1,6 +1,6 @@
 //! What stands when things break: secrets in no memory, edits that show, kills at any moment, garbage.
 
-mod app;
+pub mod app;
 mod audit;
 mod certificates;
 mod crashes;

@@ -1,0 +1,3 @@
+//! Accounts at real servers, which live as long as a container.
+
+mod postgres;
