@@ -17,14 +17,15 @@ const ROLES: usize = 200;
 const PREFIX: &str = "mf_";
 
 pub fn measure_rates(options: &Options, report: &mut Report) -> Result<()> {
-    let server = PostgresServer::start(&["log_statement=all", "log_line_prefix=@"])?;
+    let server = PostgresServer::start(&["log_line_prefix=@"])?;
     for connections in [1, 8] {
         let place = place(&server, connections, ROLES)?;
         let mut audit = follow(&place)?;
+        log_statements(&server, "all")?;
         // The first opens connections, and shows the server what the statements are.
         round(&place, &mut audit, &server)?;
         let floor = Floor::of(&server, connections)?;
-        server.psql("ALTER SYSTEM SET log_statement = 'none'; SELECT pg_reload_conf()")?;
+        log_statements(&server, "none")?;
         let mut rates: [Vec<f64>; 4] = Default::default();
         for number in 0..options.samples(7, 3) {
             let (made, removed) = round(&place, &mut audit, &server)?;
@@ -36,7 +37,6 @@ pub fn measure_rates(options: &Options, report: &mut Report) -> Result<()> {
                 rates.push(rate);
             }
         }
-        server.psql("ALTER SYSTEM RESET log_statement; SELECT pg_reload_conf()")?;
         let names = ["issue", "issue.floor", "revoke", "revoke.floor"];
         for (name, rates) in names.iter().zip(rates) {
             let (what, floor) = name.split_once('.').unwrap_or((name, ""));
@@ -119,6 +119,14 @@ fn ended(audit: &mut Stream, cgroup: u64, count: usize) -> Result<()> {
             left -= 1;
         }
     }
+    Ok(())
+}
+
+/// Has the server log statements, or not, in sessions that are open too.
+fn log_statements(server: &PostgresServer, which: &str) -> Result<()> {
+    server.psql(&format!("ALTER SYSTEM SET log_statement = '{which}'"))?;
+    server.psql("SELECT pg_reload_conf()")?;
+    std::thread::sleep(Duration::from_millis(200));
     Ok(())
 }
 
