@@ -83,9 +83,9 @@ pub trait Connector: Send + Sync + 'static {
 /// Why an operation failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// The server answered, and said no. The connection is as it was before.
+    /// The server answered, and said no to this one thing. The connection is as it was before.
     Refused(String),
-    /// There is no answer: nobody knows what became of it.
+    /// There is no answer, or it is that the server cannot do anything now: it may have been done.
     Broken(String),
 }
 
@@ -220,11 +220,12 @@ impl<C: Connector> Server<C> {
     }
 
     fn unavailable(&self, cause: &str) -> EngineError {
-        let config = &self.target.config;
-        EngineError::Unavailable(format!(
-            "connection {} ({}): {cause}",
-            self.name, config.host
-        ))
+        EngineError::Unavailable(self.at_target(cause))
+    }
+
+    fn at_target(&self, cause: &str) -> String {
+        let host = &self.target.config.host;
+        format!("connection {} ({host}): {cause}", self.name)
     }
 
     async fn lend(self: Arc<Self>) -> Result<Lent<C>, String> {
@@ -396,7 +397,8 @@ impl<C: Connector> Lent<C> {
     /// The operation ended like this: the connection is kept for others, or cut off.
     ///
     /// # Errors
-    /// The operation's, as [`EngineError::Unavailable`].
+    /// The operation's: [`EngineError::Unfit`] if the server said no, else
+    /// [`EngineError::Unavailable`].
     pub fn done<T>(mut self, outcome: Result<T, Failure>) -> Result<T, EngineError> {
         match outcome {
             Ok(answer) => {
@@ -405,7 +407,7 @@ impl<C: Connector> Lent<C> {
             }
             Err(Failure::Refused(cause)) => {
                 self.in_use = false;
-                Err(self.server.unavailable(&cause))
+                Err(EngineError::Unfit(self.server.at_target(&cause)))
             }
             Err(Failure::Broken(cause)) => Err(self.server.unavailable(&cause)),
         }

@@ -90,6 +90,14 @@ async fn revoking_ends_sessions_and_what_the_role_owns_stays() {
         .unwrap()
         .to_string();
     assert!(refused.contains("the server says"), "{refused}");
+    // It is up: only this credential has a problem.
+    let refused = place
+        .engine
+        .create(&credential, &broken)
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(refused.code(), mayfly_wire::Code::BadRequest);
     assert_eq!(roles(&server), 0);
     place.engine.revoke(&broken).await.unwrap();
 

@@ -162,7 +162,7 @@ impl Session {
             Err(error) => error,
         };
         let cause = cause(&error);
-        let Some(refused) = error.as_db_error().filter(|error| is_alive(error)) else {
+        let Some(refused) = error.as_db_error().filter(|said| is_alive(said)) else {
             return Err(Sql::Failed(Failure::Broken(cause)));
         };
         // It may stand in a transaction that failed.
@@ -176,9 +176,15 @@ impl Session {
     }
 }
 
-/// Whether the session goes on after it.
+/// Whether the session goes on after it, and the server with what is asked of it: not after errors of
+/// the classes insufficient resources (53), operator intervention (57) and system error (58), nor on a
+/// server that only reads (25006), a standby.
 fn is_alive(error: &DbError) -> bool {
-    !matches!(error.severity(), "FATAL" | "PANIC")
+    let code = error.code().code();
+    let troubled = ["53", "57", "58", "25006"]
+        .iter()
+        .any(|class| code.starts_with(class));
+    !troubled && !matches!(error.severity(), "FATAL" | "PANIC")
 }
 
 fn is_disturbed(error: &DbError) -> bool {
