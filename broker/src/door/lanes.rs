@@ -9,6 +9,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// How long a target has for one thing.
 pub const LIMIT: Duration = Duration::from_secs(10);
@@ -16,6 +17,8 @@ pub const LIMIT: Duration = Duration::from_secs(10);
 const MOST_CREATES: usize = 1024;
 /// Accounts that are extended or removed at once at one target: enough to keep its connections busy.
 const MOST_UPKEEP: usize = 64;
+/// How often a place at a busy target is asked for.
+const ASK: Duration = Duration::from_millis(2);
 /// What is tried at once at a target that is down, so that it is noticed when it is up again.
 const PROBES: usize = 4;
 
@@ -133,6 +136,19 @@ impl Lane {
             lane: Arc::clone(self),
             task,
         })
+    }
+
+    /// Takes a place as soon as there is one, or says why there will be none soon.
+    pub async fn enter_soon(self: &Arc<Self>, task: Task) -> Result<Pass, String> {
+        let until = Instant::now() + LIMIT;
+        loop {
+            match self.enter(task) {
+                Err(_) if lock(&self.state).problem.is_none() && Instant::now() < until => {
+                    tokio::time::sleep(ASK).await;
+                }
+                entered => return entered,
+            }
+        }
     }
 
     /// Whether it is worth waiting for.

@@ -173,12 +173,14 @@ impl Door {
     }
 
     async fn revoke_again(&self, lease: &Lease) {
-        let pass = match self.place_for(lease) {
+        let pass = match self.place_soon(lease).await {
             Ok(pass) => pass,
-            // Others came before it. Nothing was tried, so nothing is counted.
+            // The target is down. Nothing was tried, so nothing is counted.
             Err(_) => return self.postpone(lease, AGAIN).await,
         };
         let asked = self.ask_back(lease, pass.as_ref()).await;
+        // The next one need not wait for the disk.
+        drop(pass);
         self.put_down(lease, asked).await;
     }
 

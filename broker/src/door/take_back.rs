@@ -21,6 +21,17 @@ impl Door {
         }
     }
 
+    /// The same, after those that came before it to a target that does well.
+    pub(super) async fn place_soon(&self, lease: &Lease) -> Result<Option<Pass>, String> {
+        match &lease.source {
+            Source::Account { connection, .. } => {
+                let lane = self.lanes.of(connection);
+                lane.enter_soon(Task::Upkeep).await.map(Some)
+            }
+            Source::Kv { .. } | Source::Sealed(_) | Source::Shared { .. } => Ok(None),
+        }
+    }
+
     /// Asks the engine once to end a lease, and gives what is wrong if it does not.
     pub(super) async fn ask_back(&self, lease: &Lease, pass: Option<&Pass>) -> Result<(), String> {
         let engine = self.engines.of(lease.engine);
