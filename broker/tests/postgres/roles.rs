@@ -137,6 +137,50 @@ async fn revoking_ends_sessions_and_what_the_role_owns_stays() {
     assert_eq!(server.psql("SELECT n FROM mine").unwrap(), "7");
 }
 
+/// As docs/engines.md says that it is to be made.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_is_no_superuser_can_do_all_of_it() {
+    let server = PostgresServer::start(&["fsync=off"]).unwrap();
+    for statement in [
+        "CREATE ROLE orders_rw; GRANT CREATE ON SCHEMA public TO orders_rw; CREATE ROLE reports LOGIN",
+        "CREATE ROLE mayfly LOGIN CREATEROLE PASSWORD 'm'",
+        "GRANT pg_signal_backend TO mayfly",
+        "GRANT orders_rw TO mayfly WITH ADMIN OPTION",
+    ] {
+        server.psql(statement).unwrap();
+    }
+    let mut account = config(server.port());
+    account.username = "mayfly".to_owned();
+    let place = Place::new(account, "m").await;
+    let granted = credential(settings(&[CREATE, "GRANT orders_rw TO {{name}}"]));
+    let (holder, mut lease) = place.made(&granted).await;
+    let table = "CREATE TABLE mine AS SELECT 7 AS n";
+    server
+        .psql_as(holder.user(), holder.password(), table)
+        .unwrap();
+    let mut psql = server.client(holder.user(), holder.password()).unwrap();
+    psql.args(["-c", "SELECT pg_sleep(60)"])
+        .stderr(Stdio::null());
+    let mut session = psql.spawn().unwrap();
+    lease.expires_at += 1000;
+    place.engine.extend(&granted, &lease).await.unwrap();
+    place.engine.revoke(&lease).await.unwrap();
+    assert!(!session.wait().unwrap().success());
+    assert_eq!(roles(&server), 0);
+    let owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'mine'";
+    assert_eq!(server.psql(owner).unwrap(), "mayfly");
+
+    let mut fixed = settings(&[]);
+    fixed.fixed = vec!["reports".to_owned()];
+    let (issued, _) = place
+        .issue(&credential(fixed), &evidence("x"))
+        .await
+        .unwrap();
+    assert!(Holder::of(&issued).gets_in(&server));
+    place.engine.rotate_root(&connection(), 1).await.unwrap();
+    place.made(&granted).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operators_own_statements_revoke_and_renew() {
     let server = PostgresServer::start(&["fsync=off"]).unwrap();

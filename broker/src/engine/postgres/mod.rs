@@ -240,7 +240,7 @@ impl Postgres {
         let until = self.remaining(credential, lease)?;
         let session = lent.connection()?;
         let outcome = limited(async {
-            let expiration = session.time_in(until).map_err(Failure::Refused)?;
+            let expiration = session.time_in(until).await?;
             let values = Values {
                 name: account,
                 password: &verifier,
@@ -271,7 +271,7 @@ impl Postgres {
         let until = self.remaining(credential, lease)?;
         let session = lent.connection()?;
         let outcome = limited(async {
-            let expiration = session.time_in(until).map_err(Failure::Refused)?;
+            let expiration = session.time_in(until).await?;
             if statements.renew.is_empty() {
                 return session
                     .transaction(&sql::extend(account, &expiration))

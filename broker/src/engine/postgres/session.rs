@@ -1,7 +1,7 @@
 //! One open session: text in, what became of it out.
 
 use crate::engine::pool::Failure;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 use time::macros::format_description;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,6 +18,8 @@ const LOCK: &str = "SELECT pg_advisory_xact_lock(1835104614, 1886352244);";
 const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 /// How long the server's clock is taken to go as ours does.
 const CLOCK_AGE: Duration = Duration::from_secs(10);
+/// How far apart our clocks may go before something is wrong with one of them.
+const CLOCK_JUMP: Duration = Duration::from_secs(1);
 
 /// An open session. Dropping it closes it, without a word to the server.
 pub(super) struct Session {
@@ -27,11 +29,29 @@ pub(super) struct Session {
     clock: Clock,
 }
 
-/// What the server's clock said, and when.
+/// What the server's clock said, and when by our own clocks: the one that never jumps, and the one that
+/// goes on while the machine sleeps.
 #[derive(Clone, Copy)]
 struct Clock {
     millis: i64,
     at: Instant,
+    wall: SystemTime,
+}
+
+impl Clock {
+    fn now(millis: i64) -> Self {
+        Self {
+            millis,
+            at: Instant::now(),
+            wall: SystemTime::now(),
+        }
+    }
+
+    fn is_stale(&self) -> bool {
+        let passed = self.at.elapsed();
+        let wall = self.wall.elapsed().unwrap_or_default();
+        passed > CLOCK_AGE || wall.abs_diff(passed) > CLOCK_JUMP
+    }
 }
 
 impl Drop for Session {
@@ -61,10 +81,7 @@ impl Session {
             client,
             io: io.abort_handle(),
             pid: 0,
-            clock: Clock {
-                millis: 0,
-                at: Instant::now(),
-            },
+            clock: Clock::now(0),
         })
     }
 
@@ -77,7 +94,7 @@ impl Session {
             return Err("expected a PostgreSQL server that tells its process and time".to_owned());
         };
         self.pid = i32::try_from(pid).map_err(|_| "a process number is too large".to_owned())?;
-        self.read_clock(millis);
+        self.clock = Clock::now(millis);
         Ok(self)
     }
 
@@ -90,16 +107,16 @@ impl Session {
         self.client.is_closed()
     }
 
-    fn read_clock(&mut self, millis: i64) {
-        self.clock = Clock {
-            millis,
-            at: Instant::now(),
-        };
-    }
-
     /// What the server's clock will say in `span`, as a timestamp literal without its quotes. Our own
     /// clock can be as wrong as it likes.
-    pub(super) fn time_in(&self, span: Duration) -> Result<String, String> {
+    pub(super) async fn time_in(&mut self, span: Duration) -> Result<String, Failure> {
+        if self.clock.is_stale() {
+            self.clock = Clock::now(self.number(CLOCK).await?);
+        }
+        self.later(span).map_err(Failure::Refused)
+    }
+
+    fn later(&self, span: Duration) -> Result<String, String> {
         let passed = self.clock.at.elapsed() + span + Duration::from_millis(999);
         let passed = i64::try_from(passed.as_millis()).unwrap_or(i64::MAX);
         let seconds = self.clock.millis.saturating_add(passed) / 1000;
@@ -109,18 +126,10 @@ impl Session {
     }
 
     /// Does all of `sql`, or nothing of it; again if others came between.
-    pub(super) async fn transaction(&mut self, sql: &str) -> Result<(), Failure> {
-        let asks = self.clock.at.elapsed() > CLOCK_AGE;
-        let clock = if asks { CLOCK } else { "" };
-        // The server takes one message as one transaction. What it answers beside the time are results
-        // of the operator's statements.
-        let answer = self
-            .disturbed(&|lock| format!("{lock}{sql}{clock}"))
-            .await?;
-        if let Some(millis) = numbers(&answer).last().filter(|_| asks) {
-            self.read_clock(*millis);
-        }
-        Ok(())
+    pub(super) async fn transaction(&self, sql: &str) -> Result<(), Failure> {
+        // The server takes one message as one transaction.
+        let answer = self.disturbed(&|lock| format!("{lock}{sql}")).await;
+        answer.map(drop)
     }
 
     /// Does `inside` in a transaction and then `after`, whose last number is returned; again if others
