@@ -21,6 +21,8 @@ mod issuing;
 mod lives;
 #[path = "broker/operators.rs"]
 mod operators;
+#[path = "broker/requests.rs"]
+mod requests;
 #[path = "broker/ssh.rs"]
 mod ssh;
 #[path = "broker/x509.rs"]

@@ -47,6 +47,7 @@ fn request() -> SessionRequest {
         evidence: evidence(),
         hello,
         once: false,
+        csr: None,
     }
 }
 

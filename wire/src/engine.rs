@@ -113,6 +113,13 @@ impl EngineConfig {
         }
     }
 
+    /// Whether each credential is made for a certificate request that the workload sends, and so neither
+    /// by itself for a session nor renewed.
+    #[must_use]
+    pub fn by_request(&self) -> bool {
+        matches!(self, Self::X509(settings) if settings.key == X509Key::Workload)
+    }
+
     /// The connection that it needs, if it makes something at a target.
     #[must_use]
     pub fn connection(&self) -> Option<&ConnectionName> {
@@ -214,6 +221,9 @@ pub enum X509Key {
     /// Ed25519.
     #[serde(rename = "ed25519")]
     Ed25519,
+    /// The workload's own, which never leaves it: it sends a certificate request for each certificate.
+    #[serde(rename = "workload")]
+    Workload,
 }
 
 /// An OpenSSH certificate, always with an Ed25519 key.

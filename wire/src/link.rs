@@ -35,6 +35,10 @@ pub struct SessionRequest {
     pub hello: Hello,
     /// Whether it ends after its first bundle: the one-shot form, whose values the node opens.
     pub once: bool,
+    /// With the one-shot form, the workload's certificate request for the one credential that it wants:
+    /// PEM, as it was sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub csr: Option<String>,
 }
 
 /// What follows the [`SessionRequest`] up a session.

@@ -13,6 +13,9 @@
 //! - `GET /v1/credentials/NAME` answers with `{"name", "lease", "expires_at", "fields": {NAME:
 //!   base64}}`; `GET /v1/credentials/NAME/FIELD` with that field's bytes alone. These are the only
 //!   answers in the clear.
+//! - `POST /v1/credentials/NAME` and `/NAME/FIELD` with a certificate request (PKCS#10, PEM) answer
+//!   likewise, for a credential whose key the workload keeps. Each is a new certificate; the one before
+//!   it is replaced.
 //! - `POST /v1/publish-failures` with a [`PublishFailure`](crate::PublishFailure) as its body: nothing
 //!   could be published. It needs no session, because the directory is looked at before one is opened.
 //!   The answer is `204` once it is on record.
@@ -47,6 +50,8 @@ pub const PROTOCOL: u32 = 1;
 pub const MAX_CLIENT_LINE: usize = 16 * 1024;
 /// Most bytes of one line from the server: a whole bundle.
 pub const MAX_SERVER_LINE: usize = 4 * 1024 * 1024;
+/// Most bytes of a certificate request.
+pub const MAX_REQUEST: usize = 16 * 1024;
 /// Most bytes of one field's value.
 pub const MAX_VALUE: usize = 256 * 1024;
 /// Most bytes of all values in one bundle, before sealing and base64.

@@ -33,6 +33,8 @@ pub struct Ask<'a> {
     pub missed: &'a BTreeMap<CredentialName, Code>,
     /// Whether it can wait for what is being made: then it may be told to.
     pub can_wait: bool,
+    /// A certificate request for the one credential that is wanted, as the workload sent it.
+    pub csr: Option<&'a str>,
 }
 
 /// What a session gets when it asks.
@@ -143,7 +145,8 @@ impl Door {
     pub async fn bundle(self: &Arc<Self>, ask: Ask<'_>) -> Result<Answer, Refusal> {
         let (evidence, hello) = (ask.evidence, ask.hello);
         let want = hello.want.as_deref();
-        if want.is_some_and(|want| want.len() > MAX_WANTED) {
+        let is_one = want.is_some_and(|want| want.len() == 1);
+        if want.is_some_and(|want| want.len() > MAX_WANTED) || (ask.csr.is_some() && !is_one) {
             return Err(Code::BadRequest.into());
         }
         let (sealer, encapsulated) =
@@ -245,6 +248,9 @@ impl Door {
         }
         for (number, (config, policies)) in verdict.granted.into_iter().enumerate() {
             let name = &config.name;
+            if want.is_none() && config.engine.by_request() {
+                continue;
+            }
             served.granted.insert(name.clone());
             let made = if number >= MAX_WANTED {
                 let reason = format!("policy grants more than the {MAX_WANTED} that fit a bundle");
@@ -258,7 +264,8 @@ impl Door {
                 Err((code, None))
             } else {
                 let lease = leases.remove(name);
-                let made = work.give(config, policies, lease, ask.held.get(name)).await;
+                let held = ask.held.get(name);
+                let made = work.give(config, policies, lease, held, ask.csr).await;
                 made.map_err(|(code, reason)| (code, Some(reason)))
             };
             match made {

@@ -91,17 +91,18 @@ impl<'a> Work<'a> {
     }
 
     /// Gives one credential: the one that the workload's lease stands for, or a new one, which must not
-    /// be one that needs a server.
+    /// be one that needs a server, and may be for a certificate request.
     pub async fn give(
         &mut self,
         config: &CredentialConfig,
         policies: Vec<String>,
         lease: Option<Lease>,
         held: Option<&Held>,
+        csr: Option<&str>,
     ) -> Result<Made, Missed> {
-        match lease {
-            Some(lease) => self.again(config, policies, lease, held).await,
-            None => self.anew(config, policies, self.door.now_ms()).await,
+        match (lease, csr) {
+            (Some(lease), None) => self.again(config, policies, lease, held).await,
+            (before, csr) => self.anew(config, policies, csr, before).await,
         }
     }
 
@@ -109,8 +110,10 @@ impl<'a> Work<'a> {
         &mut self,
         config: &CredentialConfig,
         policies: Vec<String>,
-        now: u64,
+        csr: Option<&str>,
+        before: Option<Lease>,
     ) -> Result<Made, Missed> {
+        let now = self.door.now_ms();
         let id = new_lease_id()?;
         let engine = (self.door.engines.of(config.engine.kind()))
             .map_err(|error| (error.code(), error.to_string()))?;
@@ -120,9 +123,15 @@ impl<'a> Work<'a> {
             lease: &id,
             now,
         };
-        let issued = engine.issue(request).await;
+        let issued = match csr {
+            Some(csr) => engine.certify(request, csr).await,
+            None => engine.issue(request).await,
+        };
         let issued = issued.map_err(|error| (error.code(), error.to_string()))?;
         let sealed = self.seal(config, &id, &issued)?;
+        if let Some(before) = before {
+            self.end(&before, "replaced").await;
+        }
         let due_at = due(now, issued.expires_at);
         self.is_due(due_at);
         self.written.begins = true;
@@ -243,9 +252,11 @@ pub fn over(
     if lease.expires_at <= now {
         return Some("expired");
     }
-    // Content of its own cannot be extended, and nobody came for it when it was due.
-    let is_due =
-        matches!(lease.source, Source::Sealed(_)) && due(lease.issued_at, lease.expires_at) <= now;
+    // Content of its own cannot be extended, and nobody came for it when it was due. What is made by
+    // request stays until its workload requests another.
+    let is_due = matches!(lease.source, Source::Sealed(_))
+        && !config.engine.by_request()
+        && due(lease.issued_at, lease.expires_at) <= now;
     // A node that was renamed makes its own; what another node's workload holds is not given again.
     let is_anothers = lease.node != node;
     (is_due || is_anothers || !Engines::fits(&config.engine, lease)).then_some("replaced")

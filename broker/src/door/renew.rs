@@ -242,7 +242,8 @@ impl Door {
             fits: config.is_some_and(|config| Engines::fits(&config.engine, &lease)),
             node_lives: node_lives(&lease.node),
             at_its_end: matches!(lease.source, Source::Sealed(_)) || lease.expires_at >= cap,
-            in_session: in_session(&lease.workload),
+            in_session: in_session(&lease.workload)
+                && !config.is_some_and(|config| config.engine.by_request()),
         };
         match (step(&facts), config, known, granted) {
             (Step::End(reason), ..) => {

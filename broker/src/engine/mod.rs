@@ -128,6 +128,15 @@ pub trait Engine: Send + Sync {
     /// makes new content under it.
     fn issue<'a>(&'a self, request: IssueRequest<'a>) -> Answer<'a, Issued>;
 
+    /// Decides a credential for a key that the workload keeps: `csr` is its request (PKCS#10, PEM), as
+    /// hostile as anything that a workload says. Only for a credential that is made
+    /// [by request](EngineConfig::by_request).
+    fn certify<'a>(&'a self, request: IssueRequest<'a>, _csr: &'a str) -> Answer<'a, Issued> {
+        let name = &request.credential.name;
+        let problem = format!("{name} takes no certificate request");
+        Box::pin(async { Err(EngineError::Unfit(problem)) })
+    }
+
     /// Makes at the target what `lease` says, good until the lease expires. Called once for a lease,
     /// and only for one with a [`Source::Account`].
     fn create<'a>(

@@ -109,6 +109,7 @@ impl State {
                 held: &self.held,
                 missed: &self.missed,
                 can_wait,
+                csr: self.request.csr.as_deref().filter(|_| self.request.once),
             };
             match self.hub.door.bundle(ask).await? {
                 Answer::Served(served) => {

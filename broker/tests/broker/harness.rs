@@ -193,6 +193,7 @@ pub fn request(
         evidence: evidence.clone(),
         hello,
         once,
+        csr: None,
     }
 }
 
@@ -204,6 +205,14 @@ pub struct Client {
 }
 
 impl Client {
+    pub fn of(session: Session, private: PrivateKey, workload: WorkloadKey) -> Self {
+        Self {
+            session,
+            private,
+            workload,
+        }
+    }
+
     /// The next message; `None` at the end.
     pub async fn next(&mut self) -> Option<ServerMessage> {
         let next = tokio::time::timeout(Duration::from_secs(15), self.session.down.recv());

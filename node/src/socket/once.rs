@@ -21,12 +21,13 @@ pub(super) struct Opened {
     pub(super) fields: Vec<(FieldName, Secret)>,
 }
 
-/// Asks for one credential, with a key pair made for this alone. The session is still open when this
+/// Asks for one credential, if need be for a key that the caller keeps, with a key pair made for this alone. The session is still open when this
 /// returns, and to be dropped when the answer is written.
 pub(super) async fn fetch(
     upstream: &dyn Upstream,
     evidence: Evidence,
     name: CredentialName,
+    csr: Option<String>,
 ) -> Result<(Opened, Session), Refusal> {
     let workload = evidence.workload.clone();
     let (key, public_key) = sealed::generate();
@@ -38,6 +39,7 @@ pub(super) async fn fetch(
             want: Some(vec![name.clone()]),
         },
         once: true,
+        csr,
     };
     let mut session = upstream.session(request).await?;
     let bundle = timeout(BUNDLE, first_bundle(&mut session))

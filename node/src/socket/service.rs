@@ -11,15 +11,15 @@ use crate::death::DeathTarget;
 use crate::served::{Served, Stay};
 use crate::upstream::Upstream;
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, HeaderMap, UPGRADE};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use mayfly_wire::link::{NodeEvent, SessionRequest, Unpublished};
 use mayfly_wire::publish::{MAX_REPORT, PublishFailure};
 use mayfly_wire::session::{
-    CREDENTIALS_PATH, Hello, MAX_WANTED, NONCE_HEADER, PROTOCOL, PUBLISH_FAILURES_PATH,
-    SESSION_PATH, UPGRADE as PROTOCOL_NAME, WHOAMI_PATH,
+    CREDENTIALS_PATH, Hello, MAX_REQUEST, MAX_WANTED, NONCE_HEADER, PROTOCOL,
+    PUBLISH_FAILURES_PATH, SESSION_PATH, UPGRADE as PROTOCOL_NAME, WHOAMI_PATH,
 };
 use mayfly_wire::{Assurance, Code, CredentialName, Evidence, FieldName, WorkloadKey};
 use serde::Serialize;
@@ -103,8 +103,22 @@ impl Connection {
         {
             return Err(refused(Code::NotFound));
         }
+        let is_one = credential.is_some_and(|rest| rest.len() > 1);
+        if is_one && request.method() == Method::POST {
+            let (head, body) = request.into_parts();
+            // As for a session.
+            self.challenge(&head.headers)?;
+            let csr = self.body(body, MAX_REQUEST).await?;
+            let csr = String::from_utf8(csr.into()).map_err(|_| refused(Code::BadRequest))?;
+            let rest = credential.unwrap_or_default();
+            return self.credential(&head.headers, rest, Some(csr)).await;
+        }
         if !is_get {
-            return Ok(answer::wrong_method("GET"));
+            return Ok(answer::wrong_method(if is_one {
+                "GET, POST"
+            } else {
+                "GET"
+            }));
         }
         let headers = request.headers();
         match credential {
@@ -122,7 +136,7 @@ impl Connection {
                 let granted = self.shared.upstream.granted(evidence).await;
                 Ok(answer::json(&granted.map_err(refused)?))
             }
-            Some(rest) => self.credential(headers, rest).await,
+            Some(rest) => self.credential(headers, rest, None).await,
         }
     }
 
@@ -182,7 +196,12 @@ impl Connection {
     }
 
     /// `/NAME` or `/NAME/FIELD` behind the path of credentials.
-    async fn credential(&self, headers: &HeaderMap, rest: &str) -> Result<Answer, Refused> {
+    async fn credential(
+        &self,
+        headers: &HeaderMap,
+        rest: &str,
+        csr: Option<String>,
+    ) -> Result<Answer, Refused> {
         let mut parts = rest.split('/').skip(1);
         let (name, field) = (parts.next().unwrap_or_default(), parts.next());
         let name: CredentialName = name.parse().map_err(|_| refused(Code::NotFound))?;
@@ -195,7 +214,7 @@ impl Connection {
             return Err(refused(Code::NotFound));
         }
         let (evidence, stay) = self.admit(headers).await?;
-        let fetched = once::fetch(&*self.shared.upstream, evidence, name);
+        let fetched = once::fetch(&*self.shared.upstream, evidence, name, csr);
         let (opened, _session) = tokio::select! {
             fetched = fetched => fetched.map_err(refused)?,
             () = stay.death() => {
@@ -235,6 +254,7 @@ impl Connection {
             evidence: evidence.clone(),
             hello,
             once: false,
+            csr: None,
         });
         let session = tokio::select! {
             session = asked => session.map_err(refused)?,
@@ -279,24 +299,28 @@ impl Connection {
         Ok(answer::noted())
     }
 
-    /// Reads the body within its limits of size and time.
+    /// Reads a message within its limits of size and time.
     async fn read<T: DeserializeOwned>(&self, body: Incoming, most: usize) -> Result<T, Refused> {
+        let body = self.body(body, most).await?;
+        serde_json::from_slice(&body).map_err(|_| refused(Code::BadRequest))
+    }
+
+    async fn body(&self, body: Incoming, most: usize) -> Result<Bytes, Refused> {
         let body = Limited::new(body, most).collect();
-        let body = match timeout(self.shared.limits.body(), body).await {
+        match timeout(self.shared.limits.body(), body).await {
             Err(_) => {
                 let detail = "the body took too long to arrive".to_owned();
                 self.caller.refuse("too_slow", detail);
-                return Err(Box::new(answer::closing(answer::refusal(
+                Err(Box::new(answer::closing(answer::refusal(
                     Code::TooSlow.into(),
-                ))));
+                ))))
             }
             Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-                return Err(Box::new(answer::too_large()));
+                Err(Box::new(answer::too_large()))
             }
-            Ok(Err(_)) => return Err(refused(Code::BadRequest)),
-            Ok(Ok(body)) => body.to_bytes(),
-        };
-        serde_json::from_slice(&body).map_err(|_| refused(Code::BadRequest))
+            Ok(Err(_)) => Err(refused(Code::BadRequest)),
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! responder. What ends is taken out of the files, and is worth nothing from `notAfter` on.
 
 mod chain;
+mod csr;
 
 use super::authority::{Authority, Succession};
 use super::names::{COMMON_NAME, DNS, MAX_NAMES, Name, SPIFFE_ID};
@@ -12,6 +13,7 @@ use super::{Answer, Engine, EngineError, IssueRequest, Issued, lease_record, oth
 use crate::seal::{RootKeys, random};
 use crate::store::{Lease, Source, Store, StoreError};
 use chain::{Chain, date, serial};
+use csr::Requested;
 use mayfly_wire::admin::{CredentialConfig, EngineConfig, X509Key, X509Usage};
 use mayfly_wire::session::Layout;
 use mayfly_wire::{FieldName, Secret};
@@ -90,33 +92,55 @@ impl X509 {
         String::from_utf8_lossy(bundle.expose()).into_owned()
     }
 
-    async fn make(&self, request: IssueRequest<'_>) -> Result<Issued, EngineError> {
+    /// With a request of the workload's for its own key, or with a key that is made here.
+    async fn make(
+        &self,
+        request: IssueRequest<'_>,
+        csr: Option<&str>,
+    ) -> Result<Issued, EngineError> {
         let wanted = Wanted::read(request.credential).map_err(EngineError::Unfit)?;
         let mut params = wanted.params(&request).map_err(EngineError::Unfit)?;
         params.serial_number = Some(serial()?);
+        let key = wanted.key(csr).map_err(EngineError::Unfit)?;
         let ttl = request.expires_at().saturating_sub(request.now);
         let authorities = self.authority.ready(request.now, ttl).await?;
         let chain = signer(&authorities, request.now)?;
-        let pair = match wanted.key {
-            X509Key::EcdsaP256 => Pair::generate(&rcgen::PKCS_ECDSA_P256_SHA256)?,
-            // In the older of two PKCS#8 forms: OpenSSL before 3.2 does not read the one with the
-            // public key.
-            X509Key::Ed25519 => Pair::from_seed(&Zeroizing::new(random()?))?,
-        };
-        let leaf = params.signed_by(&pair, &chain.issuer())?;
-        let leaf = certificates([leaf.der().as_ref(), chain.intermediate()]);
-        let key = pem("PRIVATE KEY", pair.pkcs8(), 64);
-        drop(pair);
-
+        let issuer = chain.issuer();
         let [certificate, private, _] = names()?;
-        let own = BTreeMap::from([(certificate, leaf), (private, key)]);
+        let mut own = BTreeMap::new();
+        let leaf = match &key {
+            Key::Theirs(key) => params.signed_by(key, &issuer)?,
+            Key::Ours(algorithm) => {
+                // In the older of two PKCS#8 forms: OpenSSL before 3.2 does not read the one with the
+                // public key.
+                let pair = match algorithm {
+                    Algorithm::EcdsaP256 => Pair::generate(&rcgen::PKCS_ECDSA_P256_SHA256)?,
+                    Algorithm::Ed25519 => Pair::from_seed(&Zeroizing::new(random()?))?,
+                };
+                own.insert(private, pem("PRIVATE KEY", pair.pkcs8(), 64));
+                params.signed_by(&pair, &issuer)?
+            }
+        };
+        let leaf = certificates([leaf.der().as_ref(), chain.intermediate()]);
+        own.insert(certificate, leaf);
         let expires_at = request.expires_at();
         let record = lease_record(request.lease);
-        let sealed = self
-            .keys
-            .seal(&record, expires_at, &super::kv::encode(&own))?;
+        let content = super::kv::encode(&own);
+        let sealed = self.keys.seal(&record, expires_at, &content)?;
         issued(own, &authorities, expires_at, sealed)
     }
+}
+
+/// Whose key is certified.
+enum Key {
+    Ours(Algorithm),
+    Theirs(Requested),
+}
+
+/// Of a key that is made here.
+enum Algorithm {
+    EcdsaP256,
+    Ed25519,
 }
 
 fn signer(authorities: &Succession<Chain>, now: u64) -> Result<&Chain, EngineError> {
@@ -206,6 +230,22 @@ impl<'a> Wanted<'a> {
         })
     }
 
+    fn key(&self, csr: Option<&str>) -> Result<Key, String> {
+        let read = |csr: &str| {
+            let read = Requested::read(csr);
+            read.map_err(|expected| format!("certificate request: expected {expected}"))
+        };
+        match (self.key, csr) {
+            (X509Key::Workload, Some(csr)) => Ok(Key::Theirs(read(csr)?)),
+            (X509Key::Workload, None) => {
+                Err("the workload keeps its key: expected a certificate request".to_owned())
+            }
+            (_, Some(_)) => Err("expected no certificate request: its key is made here".to_owned()),
+            (X509Key::EcdsaP256, None) => Ok(Key::Ours(Algorithm::EcdsaP256)),
+            (X509Key::Ed25519, None) => Ok(Key::Ours(Algorithm::Ed25519)),
+        }
+    }
+
     fn params(&self, request: &IssueRequest<'_>) -> Result<CertificateParams, String> {
         let render = |name: &Name| name.render(&request.credential.name, request.evidence);
         let unfit = |error: rcgen::Error| error.to_string();
@@ -250,7 +290,11 @@ impl Engine for X509 {
     }
 
     fn issue<'a>(&'a self, request: IssueRequest<'a>) -> Answer<'a, Issued> {
-        Box::pin(self.make(request))
+        Box::pin(self.make(request, None))
+    }
+
+    fn certify<'a>(&'a self, request: IssueRequest<'a>, csr: &'a str) -> Answer<'a, Issued> {
+        Box::pin(self.make(request, Some(csr)))
     }
 
     /// Gives the very certificate that the lease holds, with the roots of today.

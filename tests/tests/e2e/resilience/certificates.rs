@@ -23,6 +23,11 @@ engine = "x509"
 spiffe_id = "spiffe://e2e.internal/{credential}"
 dns_names = ["app.e2e.internal"]
 ttl = "12s"
+[credential.own-id]
+engine = "x509"
+dns_names = ["own.e2e.internal"]
+key = "workload"
+ttl = "1m"
 [credential.host-id]
 engine = "ssh"
 kind = "host"
@@ -110,6 +115,34 @@ fn openssl_takes_certificates_through_renewals_and_not_after_they_expire() -> Re
         Ok(app::leases(&broker)?.is_empty().then_some(()))
     })?;
     broker.cli(&["audit", "verify"]).map(drop)
+}
+
+#[test]
+fn a_container_has_its_own_key_certified() -> Result<()> {
+    let (_broker, app) = start()?;
+    // Its key never leaves it.
+    let told = app.tell(
+        "cd /tmp && openssl req -new -nodes -newkey ed25519 -subj /CN=evil -keyout own.key \
+         -out own.csr 2>/dev/null && for field in tls.crt ca.crt; do curl -sS -f --unix-socket \
+         /run/mayfly/workload.sock --data-binary @own.csr -o own.$field \
+         http://mayfly/v1/credentials/own-id/$field; done; \
+         openssl verify -CAfile own.ca.crt -untrusted own.tls.crt -verify_hostname \
+         own.e2e.internal own.tls.crt; openssl pkey -in own.key -pubout; \
+         openssl x509 -in own.tls.crt -noout -pubkey -subject; ls /run/secrets",
+    )?;
+    ensure!(told.contains("own.tls.crt: OK"), "{told}");
+    let key = told.split("-----BEGIN PUBLIC KEY-----").collect::<Vec<_>>();
+    let [_, own, certified] = key[..] else {
+        anyhow::bail!("{told}")
+    };
+    ensure!(certified.starts_with(own), "{told}");
+    ensure!(!told.contains("evil") && !told.contains("own-id"), "{told}");
+    let refused = app.tell(
+        "curl -sS -o /dev/null -w '%{http_code}' --unix-socket /run/mayfly/workload.sock \
+         --data-binary @/etc/passwd http://mayfly/v1/credentials/own-id",
+    )?;
+    ensure!(refused == "400", "{refused}");
+    Ok(())
 }
 
 /// A server with these files; gives its port.
