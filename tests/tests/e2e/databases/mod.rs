@@ -1,3 +1,4 @@
 //! Accounts at real servers, which live as long as a container.
 
+mod crashes;
 mod postgres;

@@ -83,7 +83,7 @@ impl Scene {
 }
 
 /// The records, whose chain must hold: how often each lease began and ended.
-fn on_record(broker: &Broker) -> Result<BTreeMap<String, (u32, u32)>> {
+pub fn on_record(broker: &Broker) -> Result<BTreeMap<String, (u32, u32)>> {
     let text = std::fs::read_to_string(broker.state_dir().join("audit.jsonl"))?;
     let mut chain = Chain::default();
     let mut found: BTreeMap<String, (u32, u32)> = BTreeMap::new();
@@ -113,7 +113,7 @@ fn each_on_record(broker: &Broker, held: &Leases) -> Result<()> {
     Ok(())
 }
 
-fn random_number() -> Result<usize> {
+pub fn random_number() -> Result<usize> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
     Ok(usize::from_le_bytes(bytes))

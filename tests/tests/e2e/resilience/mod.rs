@@ -3,7 +3,7 @@
 pub mod app;
 mod audit;
 mod certificates;
-mod crashes;
+pub mod crashes;
 mod dev;
 mod disk;
 mod garbage;
