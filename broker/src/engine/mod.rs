@@ -220,7 +220,8 @@ impl Engines {
 }
 
 /// The place that the sealed content of a lease is bound to. Its version is the lease's expiry, so that
-/// older content of the same lease does not open in place of newer.
+/// older content of the same lease does not open in place of newer; of an account, whose content is the
+/// same for as long as it lives, it is 0.
 #[must_use]
 pub fn lease_record(lease: &LeaseId) -> RecordId<'_> {
     RecordId {
