@@ -6,7 +6,9 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::door::{self, Door, Parts};
 use crate::engine::connections::Connections;
-use crate::engine::{Engine, EngineError, Engines, jwt, kv, postgres, ssh, x509};
+use crate::engine::{
+    Engine, EngineError, Engines, jwt, kv, mysql, postgres, rabbitmq, redis, ssh, x509,
+};
 use crate::leases;
 use crate::nodes::Nodes;
 use crate::nodes::embedded::Embedded;
@@ -146,9 +148,22 @@ impl Broker {
             Arc::clone(&connections),
             Arc::clone(&clock),
         )?;
-        let others: [(EngineKind, Arc<dyn Engine>); 4] = [
+        let parts = || {
+            let (store, keys) = both();
+            (store, keys, Arc::clone(&connections), Arc::clone(&clock))
+        };
+        let (of_store, of_keys, at, time) = parts();
+        let mysql = mysql::Mysql::new(of_store, of_keys, at, time);
+        let (of_store, of_keys, at, time) = parts();
+        let redis = redis::Redis::new(of_store, of_keys, at, time)?;
+        let (of_store, of_keys, at, time) = parts();
+        let rabbitmq = rabbitmq::Rabbitmq::new(of_store, of_keys, at, time);
+        let others: [(EngineKind, Arc<dyn Engine>); 7] = [
             (EngineKind::Jwt, Arc::clone(&jwt) as _),
+            (EngineKind::Mysql, Arc::new(mysql)),
             (EngineKind::Postgres, Arc::new(postgres)),
+            (EngineKind::Rabbitmq, Arc::new(rabbitmq)),
+            (EngineKind::Redis, Arc::new(redis)),
             (EngineKind::X509, Arc::clone(&x509) as _),
             (EngineKind::Ssh, Arc::clone(&ssh) as _),
         ];

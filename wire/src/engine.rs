@@ -97,6 +97,10 @@ pub enum EngineConfig {
     X509(X509Settings),
     /// An OpenSSH certificate and its key.
     Ssh(SshSettings),
+    /// A Redis ACL user.
+    Redis(RedisSettings),
+    /// A RabbitMQ user.
+    Rabbitmq(RabbitmqSettings),
 }
 
 impl EngineConfig {
@@ -110,6 +114,8 @@ impl EngineConfig {
             Self::Mysql(_) => EngineKind::Mysql,
             Self::X509(_) => EngineKind::X509,
             Self::Ssh(_) => EngineKind::Ssh,
+            Self::Redis(_) => EngineKind::Redis,
+            Self::Rabbitmq(_) => EngineKind::Rabbitmq,
         }
     }
 
@@ -126,6 +132,8 @@ impl EngineConfig {
         match self {
             Self::Kv { .. } | Self::Jwt { .. } | Self::X509(_) | Self::Ssh(_) => None,
             Self::Postgres(settings) | Self::Mysql(settings) => Some(&settings.connection),
+            Self::Redis(settings) => Some(&settings.connection),
+            Self::Rabbitmq(settings) => Some(&settings.connection),
         }
     }
 }
@@ -299,6 +307,47 @@ pub struct PasswordPolicy {
     /// Characters besides letters and digits that it may hold, for servers that demand one.
     #[serde(default)]
     pub symbols: String,
+}
+
+/// A Redis ACL user for each lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RedisSettings {
+    /// The server.
+    pub connection: ConnectionName,
+    /// What the user may do, as ACL rules in their order: `~orders:*`, `+@read`, `&news`. Rules about
+    /// passwords and about the user itself are the engine's.
+    pub rules: Vec<String>,
+}
+
+/// A RabbitMQ user for each lease, made through the management API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RabbitmqSettings {
+    /// The server: host and port of its management API.
+    pub connection: ConnectionName,
+    /// What the user may do in each virtual host.
+    pub permissions: BTreeMap<String, RabbitmqPermission>,
+    /// Tags of the user, such as `monitoring`; most need none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Where holders find AMQP on the connection's host: 5671 with TLS and 5672 without, unless it is
+    /// said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amqp_port: Option<u16>,
+}
+
+/// What a RabbitMQ user may do in one virtual host: regular expressions over the names of queues and
+/// exchanges. An empty one matches nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RabbitmqPermission {
+    /// Which it may make and remove.
+    pub configure: String,
+    /// Which it may publish to.
+    pub write: String,
+    /// Which it may consume from.
+    pub read: String,
 }
 
 /// A span of time in whole seconds, which people write as `90s`, `15m`, `1h30m` or `7d`.

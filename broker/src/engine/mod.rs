@@ -1,21 +1,26 @@
 //! Engines: what makes credentials of one kind. To add a kind, implement [`Engine`], add its settings to
 //! `EngineConfig`, and give it to [`Engines`] in `run`.
 
+mod account;
 mod authority;
 pub mod connections;
 mod entries;
 pub mod fixed;
 pub mod jwt;
 pub mod kv;
+pub mod mysql;
 mod names;
 mod pair;
 pub mod password;
 pub mod pool;
 pub mod postgres;
+pub mod rabbitmq;
+pub mod redis;
 mod ring;
 pub mod root;
 pub mod ssh;
 pub mod statements;
+mod stream;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -220,8 +225,7 @@ impl Engines {
 }
 
 /// The place that the sealed content of a lease is bound to. Its version is the lease's expiry, so that
-/// older content of the same lease does not open in place of newer; of an account, whose content is the
-/// same for as long as it lives, it is 0.
+/// older content of the same lease does not open in place of newer.
 #[must_use]
 pub fn lease_record(lease: &LeaseId) -> RecordId<'_> {
     RecordId {

@@ -29,13 +29,7 @@ pub fn client(ca_pem: Option<&str>) -> Result<Arc<ClientConfig>, String> {
             }
         }
         None => {
-            let file = SYSTEM.iter().find(|file| Path::new(file).exists());
-            let file = file.ok_or_else(|| {
-                format!(
-                    "expected the machine's trusted certificates in one of {}; give the server's as ca_pem",
-                    SYSTEM.join(", ")
-                )
-            })?;
+            let file = system()?;
             let certificates =
                 CertificateDer::pem_file_iter(file).map_err(|error| format!("{file}: {error}"))?;
             // One that cannot be read there is none that anybody can be checked with.
@@ -52,6 +46,16 @@ pub fn client(ca_pem: Option<&str>) -> Result<Arc<ClientConfig>, String> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+fn system() -> Result<&'static str, String> {
+    let file = SYSTEM.iter().find(|file| Path::new(file).exists());
+    file.copied().ok_or_else(|| {
+        format!(
+            "expected the machine's trusted certificates in one of {}; give the server's as ca_pem",
+            SYSTEM.join(", ")
+        )
+    })
 }
 
 /// The name that a server's certificate must be for.

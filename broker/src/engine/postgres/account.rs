@@ -1,13 +1,11 @@
-//! What a role is called, what a lease must hold to give it again and to remove it, and what its holder
-//! is told.
+//! What a role is called, and what its holder is told.
 
 use super::connect::{DATABASE, PORT, place};
 use crate::engine::EngineError;
-use crate::store::StoreError;
+use crate::engine::account::{encode, plain};
 use mayfly_wire::connection::Tls;
 use mayfly_wire::session::Layout;
 use mayfly_wire::{ConnectionConfig, CredentialName, FieldName, LeaseId, Secret};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use zeroize::Zeroizing;
@@ -26,39 +24,6 @@ pub(super) fn name(credential: &CredentialName, workload: &str, lease: &LeaseId)
         plain(credential.as_str(), PARTS.0),
         plain(workload, PARTS.1)
     )
-}
-
-/// In lower-case letters, digits and `_`.
-fn plain(text: &str, most: usize) -> String {
-    let letter = |letter: char| {
-        let letter = letter.to_ascii_lowercase();
-        let is_plain = letter.is_ascii_lowercase() || letter.is_ascii_digit();
-        if is_plain { letter } else { '_' }
-    };
-    text.chars().map(letter).take(most).collect()
-}
-
-/// What a lease holds, sealed.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Account {
-    pub(super) password: Zeroizing<String>,
-    /// The operator's statements that remove it, as they were when it was issued.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) revoke: Vec<String>,
-}
-
-impl Account {
-    pub(super) fn export(&self) -> Result<Secret, EngineError> {
-        let bytes = serde_json::to_vec(self);
-        bytes
-            .map(Secret::from)
-            .map_err(|error| EngineError::Unfit(format!("an account cannot be kept: {error}")))
-    }
-
-    pub(super) fn import(bytes: &Secret) -> Result<Self, EngineError> {
-        serde_json::from_slice(bytes.expose())
-            .map_err(|_| StoreError::Damaged("what a lease holds is no account".to_owned()).into())
-    }
 }
 
 /// What a holder is told: the fields of a service binding (servicebinding.io), and a URI (libpq, 34.1.1.2).
@@ -113,17 +78,6 @@ pub(super) fn fields(
         add("sslmode", mode.into())?;
     }
     Ok((fields, Layout::Fields))
-}
-
-/// Percent-encodes all but the unreserved characters (RFC 3986, section 2.3).
-fn encode(bytes: &[u8], text: &mut String) {
-    for &byte in bytes {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            let _ = write!(text, "%{byte:02X}");
-        }
-    }
 }
 
 #[cfg(test)]
