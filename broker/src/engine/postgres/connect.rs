@@ -7,6 +7,7 @@
 
 use super::session::Session;
 use super::tls::Rustls;
+use crate::engine::EngineError;
 use crate::engine::connections::{Connections, Target};
 use crate::engine::pool::{Connector, Failure, Opening};
 use crate::engine::root::Roots;
@@ -111,7 +112,7 @@ impl Login {
         let known = match known {
             Ok(password) => Some(password),
             // On a socket the server can ask the kernel who we are.
-            Err(_) if target.config.host.starts_with('/') => None,
+            Err(EngineError::Unavailable(_)) if target.config.host.starts_with('/') => None,
             Err(error) => return Err(error.to_string()),
         };
         let denied = match self.log_in(target, known.as_ref()).await {
