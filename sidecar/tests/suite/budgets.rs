@@ -118,3 +118,23 @@ fn from_start_to_file() {
         assert!(median < Duration::from_millis(200));
     }
 }
+
+#[test]
+fn a_minute_at_idle_is_three_pings() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let sidecar = sandbox.start(&[]);
+    let mut peer = server.session();
+    peer.publish(&twenty(b"first"));
+    // The first pings warm up.
+    for _ in 0..10 {
+        peer.ping();
+    }
+    let before = worked(sidecar.pid());
+    for _ in 0..300 {
+        peer.ping();
+    }
+    let minute = (worked(sidecar.pid()) - before) / 100;
+    println!("processor time of a minute at idle: {minute:?}");
+    assert!(minute < Duration::from_millis(5));
+}
