@@ -35,6 +35,8 @@ pub struct Ask<'a> {
     pub can_wait: bool,
     /// A certificate request for the one credential that is wanted, as the workload sent it.
     pub csr: Option<&'a str>,
+    /// Whether this is the only bundle that it asks for.
+    pub once: bool,
 }
 
 /// What a session gets when it asks.
@@ -77,8 +79,10 @@ pub struct Held {
     pub lease: LeaseId,
     /// Milliseconds since the Unix epoch.
     pub expires_at: u64,
-    /// Where a stored value came from, and its version.
-    pub value: Option<(KvPath, u64)>,
+    /// Where a stored value came from; none for anything else.
+    pub path: Option<KvPath>,
+    /// The version of what others hold too: a stored value, a secret that is shared.
+    pub version: Option<u64>,
 }
 
 /// The answer.
@@ -93,6 +97,8 @@ pub struct Served {
     pub missed: BTreeMap<CredentialName, Code>,
     /// What policy grants, whether an engine could make it or not: changes of these concern it.
     pub granted: BTreeSet<CredentialName>,
+    /// When it was made: it holds nothing that another lease took the place of until then.
+    pub epoch: u64,
 }
 
 /// What policy says to one session.
@@ -157,6 +163,10 @@ impl Door {
             return Err(Code::NotAttested.into());
         }
 
+        if ask.generation == 1 && !ask.once {
+            self.barred.forget(&evidence.workload);
+        }
+        let epoch = self.retiring.epoch();
         let applied = self.applied();
         let subject = applied.judge().subject(evidence).map_err(super::inside)?;
         let mut verdict = judge(&applied, &subject, want);
@@ -202,7 +212,8 @@ impl Door {
             return Err(self.deny(&ask, verdict.denied, work).await);
         }
 
-        let mut making = self.make_missing(&verdict, &leases, evidence);
+        let barred = self.barred.of(&evidence.workload);
+        let mut making = self.make_missing(&verdict, &leases, &barred, evidence);
         if ask.can_wait
             && making
                 .values()
@@ -224,6 +235,7 @@ impl Door {
             held: BTreeMap::new(),
             missed: BTreeMap::new(),
             granted: BTreeSet::new(),
+            epoch,
         };
         let mut refused = Vec::new();
         let mut miss = |served: &mut Served, name: &CredentialName, code, event| {
@@ -252,7 +264,9 @@ impl Door {
                 continue;
             }
             served.granted.insert(name.clone());
-            let made = if number >= MAX_WANTED {
+            let made = if barred.contains(name) {
+                Err((Code::Denied, None))
+            } else if number >= MAX_WANTED {
                 let reason = format!("policy grants more than the {MAX_WANTED} that fit a bundle");
                 Err((Code::TooMany, Some(reason)))
             } else if let Some(making) = making.remove(name) {
@@ -304,6 +318,7 @@ impl Door {
         self: &Arc<Self>,
         verdict: &Verdict<'_>,
         leases: &BTreeMap<CredentialName, Lease>,
+        barred: &BTreeSet<CredentialName>,
         evidence: &Evidence,
     ) -> BTreeMap<CredentialName, Making> {
         let mut making = BTreeMap::new();
@@ -311,7 +326,7 @@ impl Door {
             let Some(connection) = config.engine.connection() else {
                 continue;
             };
-            if leases.contains_key(&config.name) {
+            if leases.contains_key(&config.name) || barred.contains(&config.name) {
                 continue;
             }
             let order = || Order {

@@ -229,11 +229,13 @@ impl Door {
         };
         let grace = config.grace_seconds.unwrap_or(GRACE_SECONDS) * 1000;
         let (mut ops, mut events) = (Vec::new(), Vec::new());
+        let mut retired = None;
         let place = (lease.workload.clone(), lease.credential.clone());
         if let Some(old) = self.store.lease_of(place.0, place.1).await? {
             if old.source.has_target() {
                 let until = old.expires_at.min(now.saturating_add(grace));
                 self.hint(until);
+                retired = Some(old.id.clone());
                 ops.push(Op::LeaseUpdate(Lease {
                     state: LeaseState::Retiring,
                     due_at: until,
@@ -254,7 +256,11 @@ impl Door {
         }
         let recorded = self.record_all(events).await;
         recorded.map_err(|refusal| Stop::Failed(refusal.code, refusal.to_string()))?;
-        Ok(self.store.commit(ops).await?)
+        self.store.commit(ops).await?;
+        if let Some(old) = retired {
+            self.retiring.add(lease.workload.clone(), old);
+        }
+        Ok(())
     }
 
     fn known_as(&self, evidence: &Evidence) -> Op {

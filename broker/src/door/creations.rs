@@ -353,7 +353,10 @@ mod tests {
             Standing::Idle { attempts: 1 }
         ));
         assert_eq!(creations.retry(&"other".parse().unwrap()), []);
-        assert_eq!(creations.retry(&"shop".parse().unwrap()), [key.clone()]);
+        assert_eq!(
+            creations.retry(&"shop".parse().unwrap()),
+            std::slice::from_ref(&key)
+        );
         assert!(matches!(
             creations.standing(&key, &name, 0),
             Standing::Idle { .. }

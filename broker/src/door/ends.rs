@@ -45,6 +45,7 @@ impl Door {
         lock(&self.dead).add(workload.clone());
         lock(&self.refused).remove(workload);
         lock(&self.unpublished).remove(workload);
+        self.barred.forget(workload);
         self.creations.cancel_all(workload).await;
         let _turn = self.locks.turn(workload).await;
         let leases = self.leases_that_live(workload).await?;
@@ -63,6 +64,9 @@ impl Door {
         let (committed, is_committed) = watch::channel(false);
         let claimed = self.now_ms() + CLAIM;
         for lease in &leases {
+            if lease.state == LeaseState::Retiring {
+                self.retiring.remove(workload, &lease.id);
+            }
             // The target need not wait for the disk: what is taken back too early is taken back.
             let due_at = match self.place_for(lease) {
                 Ok(Some(pass)) => {
@@ -118,6 +122,9 @@ impl Door {
             self.creations
                 .cancel(&lease.workload, &lease.credential)
                 .await;
+        }
+        if lease.state == LeaseState::Retiring {
+            self.retiring.remove(&lease.workload, &lease.id);
         }
         let End { op, event } = end_of(lease, reason, self.now_ms());
         // Its end does not wait for the record either.

@@ -230,13 +230,16 @@ impl<'a> Work<'a> {
             layout: issued.layout,
             fields,
         };
+        let (path, version) = match &issued.source {
+            Source::Kv { path, version } => (Some(path.clone()), Some(*version)),
+            Source::Shared { version } => (None, Some(*version)),
+            Source::Sealed(_) | Source::Account { .. } => (None, None),
+        };
         let held = Held {
             lease: lease.clone(),
             expires_at: issued.expires_at,
-            value: match &issued.source {
-                Source::Kv { path, version } => Some((path.clone(), *version)),
-                Source::Sealed(_) | Source::Account { .. } | Source::Shared { .. } => None,
-            },
+            path,
+            version,
         };
         Ok((sealed, held))
     }

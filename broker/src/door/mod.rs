@@ -14,11 +14,16 @@ mod lanes;
 mod operator;
 mod plan;
 mod renew;
+mod retire;
+mod rotate;
 mod settle;
 mod take_back;
+#[cfg(test)]
+mod tests;
 mod unpublished;
 mod views;
 mod which;
+mod withdraw;
 
 pub use apply::Applied;
 pub use bundle::{Answer, Ask, Held, Served, Waiting};
@@ -38,11 +43,13 @@ use known::{Locks, Recent, Tombs};
 use lanes::Lanes;
 use mayfly_wire::audit::{Event, Who};
 use mayfly_wire::{Code, CredentialName, Evidence, Refusal, WorkloadKey};
+use retire::Retiring;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use unpublished::Reports;
+use withdraw::Barred;
 
 /// What a [`Door`] is made of.
 pub struct Parts {
@@ -100,6 +107,10 @@ pub struct Door {
     lanes: Lanes,
     /// What is being made.
     creations: Creations,
+    /// What another took the place of.
+    retiring: Retiring,
+    /// What operators took away.
+    barred: Barred,
     /// What goes on beside requests: it ends with the door.
     tasks: Mutex<JoinSet<()>>,
     /// What sessions must look at.
@@ -143,6 +154,8 @@ impl Door {
             applying: tokio::sync::Mutex::default(),
             lanes: Lanes::default(),
             creations: Creations::default(),
+            retiring: Retiring::default(),
+            barred: Barred::default(),
             tasks: Mutex::default(),
             changed: broadcast::channel(BEHIND).0,
             hint: Hint::default(),

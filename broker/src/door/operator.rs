@@ -38,7 +38,7 @@ impl Operator {
 }
 
 /// One act, as policy and record name it.
-struct Act<'a> {
+pub(super) struct Act<'a> {
     /// The action of the schema.
     action: &'a str,
     /// The word in records.
@@ -49,7 +49,7 @@ struct Act<'a> {
 }
 
 impl<'a> Act<'a> {
-    fn on(action: &'a str, recorded: &'a str, resource: impl ToString) -> Self {
+    pub(super) fn on(action: &'a str, recorded: &'a str, resource: impl ToString) -> Self {
         Self {
             action,
             recorded,
@@ -87,7 +87,12 @@ impl Door {
     }
 
     /// Judges an act and puts it on record; nothing happens without the record.
-    async fn allow(&self, operator: &Operator, act: Act<'_>, on: Entity) -> Result<(), Refusal> {
+    pub(super) async fn allow(
+        &self,
+        operator: &Operator,
+        act: Act<'_>,
+        on: Entity,
+    ) -> Result<(), Refusal> {
         let judged = self.may(operator, act.action, on);
         self.record(Event::Operator {
             operator: operator.label(),
@@ -294,6 +299,7 @@ impl Door {
             .connections
             .set_password(name, &password, self.now_ms());
         set.await.map_err(engine_failed)?;
+        self.connection_changed(name);
         self.connection_info(config).await
     }
 

@@ -17,6 +17,8 @@ use std::sync::Arc;
 /// How long a lease waits before it is looked at again: its node is silent, or the store was. In
 /// milliseconds.
 const AGAIN: u64 = 2000;
+/// And how long at least.
+const SOON: u64 = 200;
 
 /// What became of a lease that was due.
 #[derive(Debug, PartialEq, Eq)]
@@ -167,7 +169,9 @@ impl Door {
             LeaseState::Active => self.renew(&lease, node_lives, in_session).await,
         };
         if result.is_err() {
-            self.postpone(&lease, AGAIN).await;
+            // More than once before it expires.
+            let left = lease.expires_at.saturating_sub(self.now_ms());
+            self.postpone(&lease, (left / 4).clamp(SOON, AGAIN)).await;
         }
         result
     }
@@ -335,13 +339,21 @@ impl Door {
         order: Order,
         now: u64,
     ) -> Result<Renewal, Refusal> {
+        let workload = lease.workload.clone();
         if let Some(connection) = order.config.engine.connection().cloned() {
-            let (workload, credential) = (lease.workload.clone(), lease.credential.clone());
+            let credential = lease.credential.clone();
             self.make(&connection, || order, &workload, &credential);
-            self.postpone(&lease, AGAIN.min(lease.expires_at.saturating_sub(now)))
-                .await;
+            let left = lease.expires_at.saturating_sub(now);
+            self.postpone(&lease, AGAIN.min(left)).await;
             return Ok(Renewal::Nothing);
         }
+        self.replace_here(lease, order).await?;
+        Ok(Renewal::Renewed(workload))
+    }
+
+    /// Replaces a lease whose content the broker makes by itself; the caller has its workload's turn.
+    pub(super) async fn replace_here(&self, lease: Lease, order: Order) -> Result<(), Refusal> {
+        let now = self.now_ms();
         let id = new_lease_id().map_err(|(code, _)| Refusal::from(code))?;
         let config = &order.config;
         let engine = self
@@ -371,7 +383,6 @@ impl Door {
             },
             ended(&lease, "replaced"),
         ];
-        let workload = lease.workload.clone();
         let end = Op::LeaseEnd(lease.id.clone());
         let insert = Op::LeaseInsert(Lease {
             id,
@@ -384,7 +395,7 @@ impl Door {
         });
         self.both(events, vec![end, insert]).await?;
         self.hint(due_at);
-        Ok(Renewal::Renewed(workload))
+        Ok(())
     }
 
     /// Records first, then the store: a lease is never longer than what is on record.

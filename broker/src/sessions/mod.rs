@@ -47,6 +47,8 @@ struct Entry {
     closed: AtomicBool,
     /// The generation that was acknowledged last; 0 for none.
     acknowledged: AtomicU64,
+    /// When what it published last was made: see [`crate::door::Served::epoch`].
+    epoch: AtomicU64,
 }
 
 impl Entry {
@@ -97,6 +99,7 @@ impl Hub {
             wake: Notify::new(),
             closed: AtomicBool::new(false),
             acknowledged: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
         });
         let mut state = self.state();
         let ids = state.by_workload.entry(workload.clone()).or_default();
@@ -139,6 +142,15 @@ impl Hub {
             ids.len() as u64,
             Some(acknowledged).filter(|&generation| generation > 0),
         )
+    }
+
+    /// The epoch that every session of a workload has reached with what it published.
+    fn epoch(&self, workload: &WorkloadKey) -> u64 {
+        let state = self.state();
+        let ids = state.by_workload.get(workload).into_iter().flatten();
+        let entries = ids.filter_map(|id| state.sessions.get(id));
+        let epochs = entries.map(|entry| entry.epoch.load(Ordering::SeqCst));
+        epochs.min().unwrap_or(0)
     }
 
     /// Has the sessions of a workload look again.

@@ -26,6 +26,8 @@ struct State {
     generation: u64,
     held: BTreeMap<CredentialName, Held>,
     missed: BTreeMap<CredentialName, Code>,
+    /// When its bundle was made, or found to be as good as new ([`Served::epoch`]).
+    epoch: u64,
     registration: Registration,
 }
 
@@ -48,6 +50,7 @@ pub async fn open(hub: &Arc<Hub>, request: SessionRequest) -> Result<Session, Re
         generation: 0,
         held: BTreeMap::new(),
         missed: BTreeMap::new(),
+        epoch: 0,
         registration,
     };
     let changes = hub.changes.load(Ordering::SeqCst);
@@ -110,6 +113,7 @@ impl State {
                 missed: &self.missed,
                 can_wait,
                 csr: self.request.csr.as_deref().filter(|_| self.request.once),
+                once: self.request.once,
             };
             match self.hub.door.bundle(ask).await? {
                 Answer::Served(served) => {
@@ -133,7 +137,9 @@ impl State {
             held,
             missed,
             granted,
+            epoch,
         } = served;
+        self.epoch = epoch;
         self.generation = bundle.generation;
         self.held = held;
         self.missed = missed;
@@ -175,6 +181,11 @@ impl State {
         match self.next(Some(&hub.turns)).await {
             Ok(served) if served.held == self.held && served.missed == self.missed => {
                 self.registration.concern(served.granted);
+                self.epoch = served.epoch;
+                let entry = &self.registration.entry;
+                if entry.acknowledged.load(Ordering::SeqCst) == self.generation {
+                    self.published().await;
+                }
                 true
             }
             Ok(served) => {
@@ -207,10 +218,25 @@ impl State {
         }
         last.store(generation, Ordering::SeqCst);
         self.hub.door.published(&self.registration.workload);
+        if generation == self.generation {
+            self.published().await;
+        }
         let event = Event::Acknowledged {
             workload: self.registration.workload.clone(),
             generation,
         };
         self.hub.door.record(event).await.is_ok()
+    }
+
+    /// What the last bundle holds is in use, and what it does not hold is not.
+    async fn published(&self) {
+        let Registration {
+            entry, workload, ..
+        } = &self.registration;
+        entry.epoch.store(self.epoch, Ordering::SeqCst);
+        let door = &self.hub.door;
+        if door.has_retiring(workload) {
+            door.out_of_use(workload, self.hub.epoch(workload)).await;
+        }
     }
 }

@@ -1,0 +1,117 @@
+//! The broker killed at each single step, and the target failing at each: what is left is settled.
+
+use super::fuse::At;
+use super::target::{Mode, Target};
+use super::world::*;
+use crate::clock::SystemClock;
+use crate::testing::TempDir;
+use mayfly_wire::admin::{LeaseFilter, Revoke, Rotate};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Everything that can happen to leases, as far as it gets: what is given up is cut by time.
+async fn live(world: &World) {
+    let short = Duration::from_millis(120);
+    let _ = timeout(short, world.connect(1)).await;
+    let _ = timeout(short, world.connect(2)).await;
+    let rotate = Rotate {
+        credentials: vec!["db".parse().unwrap()],
+        all: false,
+    };
+    if let Ok(Ok(progress)) = timeout(short, world.door.rotate(&ROOT, rotate)).await {
+        let _ = timeout(short, end(progress)).await;
+    }
+    let revoke = Revoke {
+        which: LeaseFilter {
+            workload: Some(evidence(2).display_name()),
+            ..LeaseFilter::default()
+        },
+        all: false,
+        forget: false,
+    };
+    if let Ok(Ok(progress)) = timeout(short, world.door.revoke(&ROOT, revoke)).await {
+        let _ = timeout(short, end(progress)).await;
+    }
+    let _ = timeout(short, world.died(1)).await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
+}
+
+/// One run of a broker, from its start until it is killed where it stands.
+fn run(
+    dir: &Arc<TempDir>,
+    target: &Arc<Target>,
+    at: Option<At>,
+    work: impl AsyncFnOnce(&World),
+) -> bool {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let (dir, target) = (Arc::clone(dir), Arc::clone(target));
+    let blown = runtime.block_on(async {
+        let world = World::open(dir, target, Arc::new(SystemClock), at).await;
+        work(&world).await;
+        world.fuse.as_ref().is_some_and(|fuse| fuse.is_blown())
+    });
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    blown
+}
+
+async fn begin(world: &World) {
+    world.put("key").await;
+    world.apply(vec![db("db", 600), kv("key", 600)]).await;
+}
+
+/// A broker that starts afterwards, and hears of the dead from their node.
+async fn settle(world: &World) {
+    world.died(1).await.unwrap();
+    world.settled().await;
+    let left = world.leases().await;
+    let of_the_dead = left.iter().filter(|lease| lease.workload == key(1));
+    assert_eq!(of_the_dead.count(), 0);
+}
+
+#[test]
+fn killed_at_any_commit_everything_is_settled_afterwards() {
+    let mut number = 0;
+    loop {
+        let mut blown = false;
+        // Two commits are of the start itself.
+        for at in [At::Before(number + 2), At::After(number + 2)] {
+            println!("killed {at:?}");
+            let (dir, target) = (Arc::new(TempDir::new()), Target::new());
+            run(&dir, &target, None, begin);
+            blown |= run(&dir, &target, Some(at), live);
+            run(&dir, &target, None, settle);
+        }
+        if !blown {
+            break;
+        }
+        number += 1;
+    }
+    println!("killed at each of {number} commits");
+    assert!(number >= 12, "expected more steps than {number}");
+}
+
+#[test]
+fn whatever_the_target_does_nothing_is_left_behind() {
+    let modes = [Mode::Down, Mode::Refuses, Mode::Hangs, Mode::DoesAndHangs];
+    for mode in modes {
+        for (creates, revokes) in [(mode, Mode::Well), (Mode::Well, mode), (mode, mode)] {
+            println!("creates: {creates:?}, revokes: {revokes:?}");
+            let (dir, target) = (Arc::new(TempDir::new()), Target::new());
+            run(&dir, &target, None, async |world: &World| {
+                begin(world).await;
+                world.target.creates(creates);
+                world.target.revokes(revokes);
+                live(world).await;
+            });
+            // The broker is killed in the middle of it, and the target comes to itself.
+            target.creates(Mode::Well);
+            target.revokes(Mode::Well);
+            run(&dir, &target, None, settle);
+        }
+    }
+}

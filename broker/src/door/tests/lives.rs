@@ -1,0 +1,170 @@
+//! Leases from their plan to their end.
+
+use super::target::{Mode, account};
+use super::world::*;
+use crate::store::LeaseState;
+use mayfly_wire::audit::Event;
+use mayfly_wire::session::ServerMessage;
+use std::time::{Duration, Instant};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_lives_and_dies_with_its_workload() {
+    let world = World::new().await;
+    world.apply(vec![db("db", 600)]).await;
+    let mut client = world.connect(1).await.unwrap();
+    let bundle = client.bundle().await;
+    assert_eq!(names(&bundle), ["db"]);
+    let lease = world.leases().await.remove(0);
+    assert_eq!(lease.state, LeaseState::Active);
+    let there = world.target.accounts();
+    assert_eq!(there, [(account(&lease.id), lease.expires_at)].into());
+    // One record, though the session is given a lease that exists when its bundle is made.
+    let issued = |event: &&Event| matches!(event, Event::Issued { .. });
+    let records = world.records();
+    let records: Vec<_> = records.iter().filter(issued).collect();
+    assert!(matches!(records[..], [Event::Issued { again: false, .. }]));
+
+    // A session that comes again gets the same, on record as such.
+    let mut second = world.connect(1).await.unwrap();
+    assert_eq!(second.bundle().await.credentials[0].lease, lease.id);
+    assert_eq!(world.target.made(), 1);
+
+    let from = Instant::now();
+    world.died(1).await.unwrap();
+    until("it is gone", || world.target.accounts().is_empty()).await;
+    println!("death to account gone: {:?}", from.elapsed());
+    world.settled().await;
+    assert_eq!(world.ends(), ["died"]);
+    assert!(!world.died(1).await.unwrap(), "nothing is left to die");
+    assert!(world.connect(1).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_is_extended_at_its_target_first() {
+    let world = World::new().await;
+    world.apply(vec![db("db", 9)]).await;
+    world.target.extends(Mode::Down);
+    let mut client = world.connect(1).await.unwrap();
+    let first = client.bundle().await;
+    let lease = world.leases().await.remove(0);
+    let due = Duration::from_millis(lease.due_at - lease.issued_at);
+    tokio::time::sleep(due + Duration::from_millis(300)).await;
+    // The target did not extend it, so nobody was told that it is longer.
+    assert_eq!(world.leases().await[0].expires_at, lease.expires_at);
+    world.target.extends(Mode::Well);
+    world.heartbeat().await;
+    let second = client.bundle().await;
+    assert_eq!(second.credentials[0].lease, first.credentials[0].lease);
+    let expires_at = second.credentials[0].expires_at;
+    assert!(expires_at > lease.expires_at);
+    let there = world.target.accounts();
+    assert!(there[&account(&lease.id)] >= expires_at);
+    world.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_its_longest_a_lease_gives_way_and_goes_once_its_holders_use_the_new() {
+    let world = World::new().await;
+    let mut config = db("db", 9);
+    config.max_ttl_seconds = Some(9);
+    config.grace_seconds = Some(600);
+    world.apply(vec![config]).await;
+    let mut first = world.connect(1).await.unwrap();
+    let mut second = world.connect(1).await.unwrap();
+    let old = first.bundle().await;
+    first.ack(old.generation).await;
+    let generation = second_of(&mut second).await;
+    second.ack(generation).await;
+    let new = first.bundle().await;
+    let (old, new) = (&old.credentials[0], &new);
+    assert_ne!(new.credentials[0].lease, old.lease);
+    let state = |leases: Vec<crate::store::Lease>| {
+        let mut states: Vec<_> = leases.iter().map(|lease| lease.state.as_str()).collect();
+        states.sort_unstable();
+        states
+    };
+    assert_eq!(state(world.leases().await), ["active", "retiring"]);
+    assert_eq!(world.target.accounts().len(), 2);
+
+    // One holder uses the new one, the other has not said so.
+    first.ack(new.generation).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let lease = world.store.lease(old.lease.clone()).await.unwrap().unwrap();
+    assert_eq!(lease.due_at, old.expires_at, "its grace ends with its life");
+    let generation = second_of(&mut second).await;
+    second.ack(generation).await;
+    until("the old one is gone", || {
+        !world.target.accounts().contains_key(&account(&old.lease))
+    })
+    .await;
+    world.settled().await;
+    assert_eq!(world.ends(), ["replaced"]);
+}
+
+async fn second_of(client: &mut Client) -> u64 {
+    client.bundle().await.generation
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_word_from_its_holders_it_goes_when_its_grace_ends() {
+    let world = World::new().await;
+    let mut config = db("db", 600);
+    config.grace_seconds = Some(1);
+    world.apply(vec![config]).await;
+    let mut client = world.connect(1).await.unwrap();
+    let old = client.bundle().await.credentials.remove(0).lease;
+    let rotate = mayfly_wire::admin::Rotate {
+        credentials: vec!["db".parse().unwrap()],
+        all: false,
+    };
+    let from = Instant::now();
+    let done = end(world.door.rotate(&ROOT, rotate).await.unwrap()).await;
+    assert_eq!((done.done, done.failed), (1, 0));
+    assert_ne!(client.bundle().await.credentials[0].lease, old);
+    assert!(world.target.accounts().contains_key(&account(&old)));
+    until("the old one is gone", || {
+        !world.target.accounts().contains_key(&account(&old))
+    })
+    .await;
+    assert!(from.elapsed() >= Duration::from_secs(1));
+    world.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_that_is_shared_is_pushed_to_all_who_hold_it() {
+    let world = World::new().await;
+    world.apply(vec![db("static-db", 600)]).await;
+    let mut one = world.connect(1).await.unwrap();
+    let mut two = world.connect(2).await.unwrap();
+    let lease = one.bundle().await.credentials.remove(0).lease;
+    two.bundle().await;
+    let rotate = mayfly_wire::admin::Rotate {
+        credentials: Vec::new(),
+        all: true,
+    };
+    let done = end(world.door.rotate(&ROOT, rotate).await.unwrap()).await;
+    assert_eq!((done.done, done.total), (1, 1));
+    let again = one.bundle().await;
+    assert_eq!((again.generation, &again.credentials[0].lease), (2, &lease));
+    assert_eq!(two.bundle().await.generation, 2);
+    assert_eq!(world.target.made(), 0);
+    world.died(1).await.unwrap();
+    world.settled().await;
+    assert_eq!(world.leases().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_configured_no_longer_is_taken_back() {
+    let world = World::new().await;
+    world.put("key").await;
+    world.apply(vec![db("db", 600), kv("key", 600)]).await;
+    let mut client = world.connect(1).await.unwrap();
+    assert_eq!(names(&client.bundle().await), ["db", "key"]);
+    world.apply(vec![kv("key", 600)]).await;
+    let message = client.next().await;
+    assert!(matches!(message, Some(ServerMessage::Withdraw { .. })));
+    assert_eq!(names(&client.bundle().await), ["key"]);
+    until("it is gone", || world.target.accounts().is_empty()).await;
+    world.settled().await;
+    assert_eq!(world.ends(), ["withdrawn"]);
+}
