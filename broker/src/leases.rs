@@ -17,6 +17,8 @@ const AT_ONCE: usize = 512;
 const CLAIMED: usize = 64;
 /// Longest sleep, so that what another broker left behind does not wait for long.
 const LONGEST: Duration = Duration::from_secs(5);
+/// Shortest sleep between two looks at what is to be rotated.
+const SHORTEST: Duration = Duration::from_millis(200);
 
 /// When something is due next, as far as this process knows. The store knows everything.
 #[derive(Default)]
@@ -92,6 +94,18 @@ pub async fn run(
     }
     door.close().await;
     while work.join_next().await.is_some() {}
+}
+
+/// Rotates secrets that are shared when their time comes, until `stop`.
+pub async fn rotate(door: Arc<Door>, mut stop: watch::Receiver<bool>) {
+    loop {
+        let next = door.rotate_due().await;
+        let wait = Duration::from_millis(next.saturating_sub(door.now_ms())).min(LONGEST);
+        tokio::select! {
+            () = stopped(&mut stop) => return,
+            () = tokio::time::sleep(wait.max(SHORTEST)) => {}
+        }
+    }
 }
 
 async fn look(door: Arc<Door>, hub: Arc<Hub>, nodes: Arc<Nodes>, lease: Lease) {

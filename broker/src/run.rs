@@ -2,7 +2,7 @@
 
 use crate::admin::{self, About, Admin, SocketError};
 use crate::audit::{AuditError, AuditKey, AuditLog, Opening};
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, SteadyClock, SystemClock};
 use crate::config::Config;
 use crate::door::{self, Door, Parts};
 use crate::engine::connections::Connections;
@@ -44,6 +44,9 @@ pub enum RunError {
     /// The seal.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// The kernel does not tell how time passes.
+    #[error("the clock: {0}")]
+    Clock(std::io::Error),
     /// The audit log.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -112,7 +115,7 @@ impl Broker {
     /// # Errors
     /// [`RunError`].
     pub async fn open(config: &Config, options: Options) -> Result<Self, RunError> {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let clock: Arc<dyn Clock> = Arc::new(SteadyClock::start().map_err(RunError::Clock)?);
         let store = sqlite::SqliteStore::open(&config.state_dir, &KeyFile::new(config.key_file()))?;
         let keys = store.keys();
         let store: Arc<dyn Store> = Arc::new(store);
@@ -123,7 +126,7 @@ impl Broker {
                 known: store.opened_with_head(),
                 accept_loss: options.accept_audit_loss,
             },
-            Arc::clone(&clock),
+            Arc::new(SystemClock),
         )?;
         store.keep_head(audit.head());
         let jwt = jwt::Jwt::open(
@@ -208,6 +211,7 @@ impl Broker {
             Arc::clone(&self.door),
             stop.clone(),
         ));
+        tasks.spawn(leases::rotate(Arc::clone(&self.door), stop.clone()));
         tasks.spawn(maintain_authorities(
             Arc::clone(&self.x509),
             Arc::clone(&self.ssh),
@@ -271,12 +275,22 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Run
 
 async fn maintain(jwt: Arc<jwt::Jwt>, door: Arc<Door>, mut stop: watch::Receiver<bool>) {
     let mut kept = 0;
+    let mut was_set = false;
     let often = jwt.cacheable().min(MAINTAIN);
     loop {
         tokio::select! {
             () = stopped(&mut stop) => return,
             () = tokio::time::sleep(often) => {}
         }
+        let set_by = door.clock_set_by();
+        if let Some(apart) = set_by.filter(|_| !was_set) {
+            tracing::warn!(
+                apart_seconds = apart / 1000,
+                "the clock was set: the broker goes by what has passed since it started; start it \
+                 anew if the clock was wrong before, because certificates and tokens carry its time"
+            );
+        }
+        was_set = set_by.is_some();
         let seq = door.audit_seq();
         if seq != kept {
             match door.keep_head().await {

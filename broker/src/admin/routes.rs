@@ -7,8 +7,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response};
 use mayfly_wire::admin::{
-    Apply, ConnectionSecret, Desired, KvPut, LeaseFilter, MAX_BODY, NodeInfo, PolicyFile, Status,
-    WorkloadInfo,
+    Apply, ConnectionSecret, Desired, KvPut, LeaseFilter, MAX_BODY, NodeInfo, PolicyFile, Progress,
+    Revoke, Rotate, Status, WorkloadInfo,
 };
 use mayfly_wire::{Code, KvPath, LeaseId, Refusal};
 use std::sync::Arc;
@@ -78,6 +78,14 @@ pub async fn answer(
         (_, "leases", None) if get => {
             let filter = query.filter()?;
             http::json(&door.leases(operator, &filter).await?)
+        }
+        (&Method::POST, "revoke", None) => {
+            let revoke: Revoke = http::read(body, MAX_BODY).await?;
+            Ok(progress(door.revoke(operator, revoke).await?))
+        }
+        (&Method::POST, "rotate", None) => {
+            let rotate: Rotate = http::read(body, MAX_BODY).await?;
+            Ok(progress(door.rotate(operator, rotate).await?))
         }
         (_, "connections", None) if get => http::json(&door.connections(operator).await?),
         (&Method::PUT, "connections", Some(name)) => {
@@ -245,6 +253,23 @@ async fn workloads(admin: &Admin, operator: &Operator) -> Result<Vec<WorkloadInf
         }
     });
     Ok(infos.collect())
+}
+
+/// A line for each step, as it comes.
+fn progress(mut steps: mpsc::Receiver<Progress>) -> Response<Answer> {
+    let (sender, receiver) = mpsc::channel(UNREAD);
+    tokio::spawn(async move {
+        while let Some(step) = steps.recv().await {
+            let Ok(mut line) = serde_json::to_vec(&step) else {
+                return;
+            };
+            line.push(b'\n');
+            if sender.send(Bytes::from(line)).await.is_err() {
+                return;
+            }
+        }
+    });
+    http::lines(receiver)
 }
 
 async fn audit(

@@ -111,6 +111,8 @@ pub struct Door {
     retiring: Retiring,
     /// What operators took away.
     barred: Barred,
+    /// Rotations that are late.
+    rotations: Mutex<rotate::Failing>,
     /// What goes on beside requests: it ends with the door.
     tasks: Mutex<JoinSet<()>>,
     /// What sessions must look at.
@@ -156,6 +158,7 @@ impl Door {
             creations: Creations::default(),
             retiring: Retiring::default(),
             barred: Barred::default(),
+            rotations: Mutex::default(),
             tasks: Mutex::default(),
             changed: broadcast::channel(BEHIND).0,
             hint: Hint::default(),
@@ -245,7 +248,13 @@ impl Door {
     /// # Errors
     /// The store's.
     pub async fn keep_head(&self) -> Result<(), StoreError> {
-        self.store.commit(Vec::new()).await
+        self.store.commit(self.mark()?).await
+    }
+
+    /// How far the time of day is from what the broker goes by, in milliseconds, if somebody set it.
+    #[must_use]
+    pub fn clock_set_by(&self) -> Option<u64> {
+        self.clock.set_by()
     }
 
     /// Writes records that belong together. They share one write.

@@ -5,13 +5,21 @@ use super::creations::Standing;
 use super::lanes::Task;
 use super::operator::Act;
 use super::withdraw::{Teller, each};
-use super::{Change, Door, Operator, store_failed};
+use super::{Change, Door, Operator, backoff, lock, store_failed};
+use crate::engine::EngineError;
 use crate::policy::entity;
 use crate::store::{Lease, LeaseState};
 use mayfly_wire::admin::{CredentialConfig, EngineConfig, LeaseFilter, Progress, Rotate};
-use mayfly_wire::{Code, LeaseId, Refusal, WorkloadKey};
+use mayfly_wire::{Code, CredentialName, LeaseId, Refusal, WorkloadKey};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+
+/// Longest wait after a rotation that failed, in milliseconds.
+const LONGEST: u64 = 60_000;
+
+/// Rotations that failed: how often in a row, and when each is tried again.
+pub type Failing = BTreeMap<CredentialName, (u64, u64)>;
 
 /// One thing to be done.
 enum Part {
@@ -110,6 +118,48 @@ impl Door {
         tracing::info!(credential = %name, "a shared secret was rotated");
         self.say(Change::Credential(name.clone()));
         Ok(())
+    }
+
+    /// Rotates what is due by itself, and says when something is next: milliseconds since the Unix
+    /// epoch. What fails is tried again.
+    pub async fn rotate_due(&self) -> u64 {
+        let applied = self.applied();
+        let shared = applied.credentials().values();
+        let mut next = u64::MAX;
+        for config in shared.filter(|config| is_shared(config)) {
+            let now = self.now_ms();
+            let failing = lock(&self.rotations).get(&config.name).copied();
+            let due_at = match self.rotates_at(config).await {
+                Ok(Some(due_at)) => due_at.max(failing.map_or(0, |(_, again)| again)),
+                Ok(None) => continue,
+                Err(problem) => {
+                    tracing::warn!(credential = %config.name, %problem, "nobody knows when it rotates");
+                    continue;
+                }
+            };
+            if due_at > now {
+                next = next.min(due_at);
+                continue;
+            }
+            match self.rotate_shared(config).await {
+                Ok(()) => {
+                    lock(&self.rotations).remove(&config.name);
+                }
+                Err(problem) => {
+                    tracing::warn!(%problem, "a rotation failed");
+                    let failed = failing.map_or(0, |(failed, _)| failed) + 1;
+                    let again = now + backoff::after(failed, LONGEST);
+                    next = next.min(again);
+                    lock(&self.rotations).insert(config.name.clone(), (failed, again));
+                }
+            }
+        }
+        next
+    }
+
+    async fn rotates_at(&self, config: &CredentialConfig) -> Result<Option<u64>, EngineError> {
+        let engine = self.engines.of(config.engine.kind())?;
+        engine.rotates_at(config).await
     }
 
     /// Has a new lease take the place of one.

@@ -20,8 +20,8 @@ use mayfly_wire::audit::{Chain, Event};
 use mayfly_wire::connection::Tls;
 use mayfly_wire::engine::SqlSettings;
 use mayfly_wire::evidence::{Container, Settings};
-use mayfly_wire::link::{Heartbeat, SessionRequest};
-use mayfly_wire::session::{Bundle, ClientMessage, Hello, PROTOCOL, ServerMessage};
+use mayfly_wire::link::{Heartbeat, SessionRequest, SessionUpdate};
+use mayfly_wire::session::{Bundle, Hello, PROTOCOL, ServerMessage};
 use mayfly_wire::{
     Code, ConnectionConfig, CredentialName, EngineKind, Evidence, Posture, Refusal, WorkloadKey,
 };
@@ -281,7 +281,7 @@ impl Client {
     }
 
     pub async fn ack(&self, generation: u64) {
-        let ack = ClientMessage::Ack { generation };
+        let ack = SessionUpdate::Ack { generation };
         self.session.up.send(ack).await.unwrap();
     }
 
