@@ -5,7 +5,7 @@ use super::plan::{self, Side};
 use super::{Door, OpenError, Operator, store_failed};
 use crate::engine::connections;
 use crate::policy::{Judge, entity};
-use crate::store::{Configuration, Lease, Op, Store, StoreError};
+use crate::store::{Configuration, Lease, LeaseState, Op, Source, Store, StoreError};
 use mayfly_wire::ConnectionConfig;
 use mayfly_wire::admin::{
     Apply, CredentialConfig, Desired, EngineConfig, Plan, PolicyCheck, PolicyFile, PolicyProblem,
@@ -311,7 +311,48 @@ impl Door {
         }
     }
 
+    /// A server whose accounts must still be removed cannot go.
+    async fn still_used(&self, applied: &Applied, next: &Applied) -> Result<(), Refusal> {
+        let stays = |name| next.connections().iter().any(|config| config.name == *name);
+        let gone = (applied.connections().iter()).filter(|config| !stays(&config.name));
+        for connection in gone.map(|config| &config.name) {
+            let mut accounts = BTreeSet::new();
+            let mut count = |leases: Vec<Lease>| {
+                let there = leases.into_iter().filter(|lease| {
+                    matches!(&lease.source, Source::Account { connection: at, .. } if at == connection)
+                });
+                accounts.extend(there.map(|lease| lease.id));
+            };
+            for config in applied.credentials().values() {
+                if config.engine.connection() == Some(connection) {
+                    let leases = self.store.leases_on(config.name.clone()).await;
+                    count(leases.map_err(store_failed)?);
+                }
+            }
+            for state in [
+                LeaseState::Planned,
+                LeaseState::Retiring,
+                LeaseState::Revoking,
+            ] {
+                count(self.store.leases_in(state).await.map_err(store_failed)?);
+            }
+            if !accounts.is_empty() {
+                return Err(Refusal::because(
+                    Code::Conflict,
+                    format!(
+                        "connection {connection}: {} of its accounts belong to leases: remove the \
+                         credentials that use it, apply that, see with `mayfly leases` that they \
+                         are gone, and then remove the connection",
+                        accounts.len()
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     async fn compare(&self, applied: &Applied, next: &Applied) -> Result<Plan, Refusal> {
+        self.still_used(applied, next).await?;
         let leases = self.store.lease_counts().await.map_err(store_failed)?;
         Ok(Plan {
             base: applied.number,

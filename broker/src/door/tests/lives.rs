@@ -168,3 +168,17 @@ async fn what_is_configured_no_longer_is_taken_back() {
     world.settled().await;
     assert_eq!(world.ends(), ["withdrawn"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_stays_while_leases_have_accounts_there() {
+    let world = World::new().await;
+    world.apply(vec![db("db", 600)]).await;
+    world.connect(1).await.unwrap();
+    let mut none = desired(Vec::new());
+    none.connections.clear();
+    let refused = world.try_apply(none.clone()).await.unwrap_err();
+    assert_eq!(refused.code, mayfly_wire::Code::Conflict);
+    world.died(1).await.unwrap();
+    world.settled().await;
+    world.try_apply(none).await.unwrap();
+}

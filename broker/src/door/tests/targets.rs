@@ -126,7 +126,10 @@ async fn a_thousand_that_hang_leave_nothing() {
     for number in 0..500 {
         world.died(number).await.unwrap();
     }
-    assert_eq!(world.target.open.load(Ordering::SeqCst), 0);
+    until("the target is asked nothing", || {
+        world.target.open.load(Ordering::SeqCst) == 0
+    })
+    .await;
     world.settled().await;
     assert!(world.leases().await.is_empty() && world.target.accounts().is_empty());
     drop(clients);

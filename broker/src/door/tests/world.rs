@@ -175,6 +175,7 @@ impl World {
                 want,
             },
             once,
+            csr: None,
         };
         let session = self.hub.open(request).await?;
         Ok(Client { session })
