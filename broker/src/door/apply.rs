@@ -6,11 +6,11 @@ use super::{Door, OpenError, Operator, store_failed};
 use crate::engine::connections;
 use crate::policy::{Judge, entity};
 use crate::store::{Configuration, Lease, LeaseState, Op, Source, Store, StoreError};
-use mayfly_wire::ConnectionConfig;
 use mayfly_wire::admin::{
     Apply, CredentialConfig, Desired, EngineConfig, Plan, PolicyCheck, PolicyFile, PolicyProblem,
 };
 use mayfly_wire::{Code, CredentialName, Refusal, WorkloadKey};
+use mayfly_wire::{ConnectionConfig, ConnectionName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, PoisonError};
@@ -313,7 +313,8 @@ impl Door {
 
     /// A server whose accounts must still be removed cannot go.
     async fn still_used(&self, applied: &Applied, next: &Applied) -> Result<(), Refusal> {
-        let stays = |name| next.connections().iter().any(|config| config.name == *name);
+        let stays =
+            |name: &ConnectionName| next.connections().iter().any(|config| config.name == *name);
         let gone = (applied.connections().iter()).filter(|config| !stays(&config.name));
         for connection in gone.map(|config| &config.name) {
             let mut accounts = BTreeSet::new();
