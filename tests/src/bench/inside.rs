@@ -5,6 +5,7 @@
 //! - `connect SOCKET COUNT` makes that many connections, one after the other, and waits on each until
 //!   the other side closes it.
 //! - `roles COUNT` asks for all credentials, and prints `took MICROSECONDS` until it had that many.
+//! - `crowd COUNT` starts that many processes, each in a pid namespace of its own, and tells their pids.
 //! - `sessions THREADS SECONDS GO` waits for the file GO, opens sessions one after the other in each
 //!   thread, and prints `counts CPU_MICROSECONDS COUNT…`: how many were served in each quarter of a
 //!   second.
@@ -39,6 +40,7 @@ pub fn run(job: &[&str]) -> Result<()> {
         ["sidecar", names] => sidecar(names),
         ["connect", socket, count] => connect(socket, count.parse()?),
         ["roles", count] => roles(count.parse()?),
+        ["crowd", count] => super::beats::start(count.parse()?),
         ["sessions", threads, seconds, go] => {
             sessions(threads.parse()?, seconds.parse()?, Path::new(go))
         }

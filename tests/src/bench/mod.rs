@@ -9,16 +9,25 @@
 //! | `attest` | `attest` |
 //! | `sessions` | `sessions`, `sessions.cpu.*` |
 //! | `size` | `rss.*`, `binary.*` |
+//! | `many` | `issue_100`, `issue_100k`, `restart_100k`, `rss.broker_100k_leases` |
+//! | `beats` | `heartbeat.*` |
+//! | `revoke` | `revoke_10k` |
 //!
-//! `place` is where they are taken, `inside` what runs in the containers, `report` what comes out.
+//! `place` is where they are taken, and `linked` where a node has a process of its own; `fleet` stands
+//! for workloads by the thousand, `inside` is what runs in the containers, `report` what comes out.
 
 mod attest;
+mod beats;
+mod fleet;
 pub mod inside;
 mod life;
+mod linked;
+mod many;
 mod place;
 mod postgres;
 mod push;
 mod report;
+mod revoke;
 mod sessions;
 mod size;
 
@@ -53,7 +62,7 @@ impl Options {
 type Measure = fn(&Options, &mut Report) -> Result<()>;
 
 /// What measures what. Those that need quiet come first.
-const MEASURES: [(&[&str], Measure); 8] = [
+const MEASURES: [(&[&str], Measure); 11] = [
     (
         &["sidecar_start_to_file", "death_to_lease_end"],
         life::measure,
@@ -66,8 +75,22 @@ const MEASURES: [(&[&str], Measure); 8] = [
         postgres::measure_rates,
     ),
     (&["sessions"], sessions::measure),
-    (&["rss"], size::measure_memory),
+    (
+        &["rss.broker", "rss.node", "rss.sidecar", "rss.shim"],
+        size::measure_memory,
+    ),
     (&["binary"], size::measure_files),
+    (&["heartbeat"], beats::measure),
+    (&["revoke_10k"], revoke::measure),
+    (
+        &[
+            "issue_100",
+            "issue_100k",
+            "restart_100k",
+            "rss.broker_100k_leases",
+        ],
+        many::measure,
+    ),
 ];
 
 /// Takes the wanted figures.

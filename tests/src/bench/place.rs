@@ -19,7 +19,7 @@ pub const CREDENTIAL: &str = "bench";
 const PROGRAM: &str = "/opt/bench";
 
 /// Everyone may have everything: what is measured is a decision, not a refusal.
-const POLICY: &str = r#"
+pub const POLICY: &str = r#"
 @id("bench")
 permit (principal is Mayfly::Workload, action == Mayfly::Action::"issue", resource);
 "#;

@@ -1,17 +1,14 @@
 //! What is resident after twenty credentials were delivered, and how large the programs are.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
 
-use super::place::{LIMIT, Place, file_in, options_with, spin};
+use super::linked::Linked;
+use super::place::{file_in, options_with, spin};
 use super::report::Better;
 use super::{Options, Report};
-use crate::harness::{
-    Bare, BrokerOptions, Guard, Realm, TempDir, binary, free_port, log_path, output, wait_until,
-};
+use crate::harness::{Bare, Realm, binary};
 
 const PROGRAMS: [&str; 5] = [
     "mayfly",
@@ -26,21 +23,14 @@ const CREDENTIALS: usize = 20;
 /// belongs; the broker has its embedded node too, idle.
 pub fn measure_memory(options: &Options, report: &mut Report) -> Result<()> {
     let names: Vec<String> = (1..=CREDENTIALS).map(|n| format!("bench-{n}")).collect();
-    let port = free_port()?;
-    let link = format!("[node_link]\nlisten = \"127.0.0.1:{port}\"\nnames = [\"127.0.0.1\"]\n");
-    let settings = BrokerOptions {
-        broker: link,
-        ..BrokerOptions::default()
-    };
-    let place = Place::new(settings, &names)?;
-    let dir = TempDir::new()?;
-    let node = node(&place, &dir, port)?;
+    let linked = Linked::new(&names)?;
+    let node = linked.node()?;
     let last = names.last().context("no names")?;
     let (mut broker, mut relay, mut sidecar, mut shim) = (vec![], vec![], vec![], vec![]);
     for _ in 0..options.samples(10, 3) {
         let container = Bare::run(
             Realm::host(),
-            &options_with(&dir.join("own"))?,
+            &options_with(&linked.sockets())?,
             &[
                 "/opt/mayfly-shim",
                 "run",
@@ -57,7 +47,7 @@ pub fn measure_memory(options: &Options, report: &mut Report) -> Result<()> {
         spin("the last file", || file_in(&container, last).exists())?;
         // What was needed only to get there is let go of.
         std::thread::sleep(Duration::from_millis(200));
-        broker.push(resident(place.broker.pid()?)?);
+        broker.push(resident(linked.place.broker.pid()?)?);
         relay.push(resident(node.pid())?);
         sidecar.push(resident(child(container.pid(), "mayfly-sidecar")?)?);
         shim.push(resident(container.pid())?);
@@ -68,34 +58,8 @@ pub fn measure_memory(options: &Options, report: &mut Report) -> Result<()> {
     report.add("rss.shim", shim, "KiB", Better::Less)
 }
 
-/// A node of its own, linked to the broker.
-fn node(place: &Place, dir: &TempDir, port: u16) -> Result<Guard> {
-    let keys = dir.join("keys");
-    let mut add = place.broker.mayfly()?;
-    output(add.args(["node", "add", "bench-node", "--out"]).arg(&keys))?;
-    let (config, socket) = (dir.join("node.toml"), dir.join("own/workload.sock"));
-    let text = format!(
-        "[node]\nname = \"bench-node\"\nworkload_socket = {socket:?}\nengine_sockets = []\n\
-         [broker]\naddresses = [\"127.0.0.1:{port}\"]\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n",
-        keys.join("ca.crt"),
-        keys.join("node.crt"),
-        keys.join("node.key"),
-    );
-    std::fs::write(&config, text)?;
-    let mut command = Command::new(binary("mayfly-node")?);
-    command.arg("--config").arg(&config);
-    let mut node = Guard::spawn(&command, &log_path("bench-node")?, Signal::SIGTERM, 5)?;
-    wait_until(LIMIT, "the node's socket", || {
-        if node.exited()?.is_some() {
-            return Ok(Some(Err(node.failure("a node that stays up"))));
-        }
-        Ok(socket.exists().then_some(Ok(())))
-    })??;
-    Ok(node)
-}
-
 /// Resident memory in KiB (proc_pid_status(5)).
-fn resident(pid: i32) -> Result<f64> {
+pub fn resident(pid: i32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let size = line.and_then(|line| line.trim().strip_suffix("kB"));

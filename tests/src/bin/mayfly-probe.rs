@@ -8,6 +8,7 @@
 //! - `mayfly-probe hold COUNT` reads that many bytes from standard input, says `held`, and keeps
 //!   them in its memory until standard input ends.
 //! - `mayfly-probe guard LOG` starts a process under a guard, prints its pid, and waits to be killed.
+//! - `mayfly-probe logins SOCKET PORT DIR STOP` logs in to PostgreSQL: see `harness/logins.rs`.
 //! - `mayfly-probe obey TOKEN` does what standard input says: see `harness/obey.rs`. The token makes
 //!   it easy to find.
 //! - `mayfly-probe say TEXT…` prints it, and then waits to be killed.
@@ -19,7 +20,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mayfly_tests::harness::{Guard, Http, Opened, Session, obey};
+use mayfly_tests::harness::{Guard, Http, Opened, Session, logins, obey};
 use mayfly_wire::Code;
 use mayfly_wire::session::{ClientMessage, ServerMessage};
 use nix::sys::signal::Signal;
@@ -33,10 +34,13 @@ fn main() -> Result<()> {
         ["session", socket, ref names @ ..] => session(Path::new(socket), names),
         ["hold", count] => hold(count.parse().context("COUNT is a number of bytes")?),
         ["guard", log] => guard(Path::new(log)),
+        ["logins", socket, port, dir, stop] => {
+            logins(socket, port.parse()?, Path::new(dir), Path::new(stop))
+        }
         ["obey", _] => obey(),
         ["say", ref words @ ..] => print_line(&words.join(" ")).map(|()| wait_to_be_killed()),
         _ => bail!(
-            "expected http, session, hold, guard, obey or say: see the head of mayfly-probe.rs"
+            "expected http, session, hold, guard, logins, obey or say: see the head of mayfly-probe.rs"
         ),
     }
 }

@@ -2,4 +2,5 @@
 
 mod crashes;
 mod postgres;
+mod rotation;
 mod servers;

@@ -52,16 +52,35 @@ pub struct App {
 impl App {
     /// Starts one with a sidecar, whose socket is in `workload_dir`, and waits for its shell.
     pub fn start(workload_dir: &Path, cgroup: &str) -> Result<Self> {
-        Self::run(workload_dir, cgroup, &["--sidecar"])
+        Self::run(workload_dir, cgroup, &["--sidecar"], &[])
     }
 
     /// Starts one whose sidecar asks for these alone, joined by commas.
     pub fn wanting(workload_dir: &Path, names: &str) -> Result<Self> {
-        let want = ["--sidecar-arg", "--want", "--sidecar-arg", names];
-        Self::run(workload_dir, "", &[&["--sidecar"], &want[..]].concat())
+        Self::wanting_beside(workload_dir, names, &[])
     }
 
-    fn run(workload_dir: &Path, cgroup: &str, shim: &[&str]) -> Result<Self> {
+    /// The same, with more of the host's directories inside, which it can write to.
+    pub fn wanting_beside(
+        workload_dir: &Path,
+        names: &str,
+        binds: &[(&Path, &str)],
+    ) -> Result<Self> {
+        let want = ["--sidecar-arg", "--want", "--sidecar-arg", names];
+        Self::run(
+            workload_dir,
+            "",
+            &[&["--sidecar"], &want[..]].concat(),
+            binds,
+        )
+    }
+
+    fn run(
+        workload_dir: &Path,
+        cgroup: &str,
+        shim: &[&str],
+        binds: &[(&Path, &str)],
+    ) -> Result<Self> {
         let dir = TempDir::new()?;
         std::fs::create_dir(dir.join("ctl"))?;
         std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755))?;
@@ -75,6 +94,10 @@ impl App {
             .bind(workload_dir, "run/mayfly")
             .bind(&dir.join("ctl"), "ctl");
         options.cgroup = cgroup.to_string();
+        for (from, to) in binds {
+            let bind = (from.to_path_buf(), (*to).to_string(), true);
+            options.binds.push(bind);
+        }
         for program in ["mayfly-shim", "mayfly-sidecar", "mayfly-probe"] {
             options = options.bind(&binary(program)?, &format!("mf/{program}"));
         }
