@@ -163,21 +163,20 @@ impl Door {
         node: &str,
         boot_id: &str,
     ) -> Result<(Vec<Watched>, Vec<WorkloadKey>), Refusal> {
-        let workloads = self
-            .store
-            .workloads(Some(node.to_owned()))
-            .await
-            .map_err(store_failed)?;
-        let (here, gone): (Vec<_>, Vec<_>) = (workloads.into_iter())
-            .map(|workload| workload.evidence)
-            .partition(|evidence| evidence.workload.boot_id == boot_id);
-        let watched = here.into_iter().map(|evidence| Watched {
-            workload: evidence.workload,
-            init_pid: evidence.init_pid,
-            init_start_time: evidence.init_start_time,
-        });
-        let gone = gone.into_iter().map(|evidence| evidence.workload);
-        Ok((watched.collect(), gone.collect()))
+        let (mut watched, mut gone) = (Vec::new(), Vec::new());
+        self.each_workload(Some(node), |evidence| {
+            if evidence.workload.boot_id == boot_id {
+                watched.push(Watched {
+                    workload: evidence.workload,
+                    init_pid: evidence.init_pid,
+                    init_start_time: evidence.init_start_time,
+                });
+            } else {
+                gone.push(evidence.workload);
+            }
+        })
+        .await?;
+        Ok((watched, gone))
     }
 
     /// The node that attested a workload, if the workload is known.

@@ -6,7 +6,7 @@ use super::{Door, Operator, lock, store_failed};
 use crate::store::{Lease, Source};
 use mayfly_wire::admin::{AuditReport, ExplainedPolicy, Explanation, LeaseFilter, LeaseInfo};
 use mayfly_wire::{Code, CredentialName, Evidence, LeaseId, PublishFailure, Refusal, WorkloadKey};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::sync::broadcast;
 
@@ -35,7 +35,7 @@ impl Door {
         let mut counts: HashMap<WorkloadKey, u64> = HashMap::new();
         self.each_lease(|lease| *counts.entry(lease.workload).or_default() += 1)
             .await?;
-        let known = self.known().await?.into_iter();
+        let known = self.known(|_| true).await?.into_iter();
         let unpublished = lock(&self.unpublished).all();
         let failure = |key: &WorkloadKey| {
             let mut failing = unpublished.iter();
@@ -52,16 +52,23 @@ impl Door {
             .collect())
     }
 
-    async fn known(&self) -> Result<Vec<Arc<Evidence>>, Refusal> {
-        let stored = self.store.workloads(None).await.map_err(store_failed)?;
-        let mut known: Vec<_> = stored
-            .into_iter()
-            .map(|workload| Arc::new(workload.evidence))
-            .collect();
+    /// What is known of the workloads that are meant.
+    async fn known(
+        &self,
+        meant: impl Fn(&Evidence) -> bool,
+    ) -> Result<Vec<Arc<Evidence>>, Refusal> {
+        let mut known = Vec::new();
+        self.each_workload(None, |evidence| {
+            if meant(&evidence) {
+                known.push(Arc::new(evidence));
+            }
+        })
+        .await?;
         let refused = lock(&self.refused).all();
         let unpublished = lock(&self.unpublished).all();
         let unpublished = unpublished.into_iter().map(|(evidence, _)| evidence);
-        for evidence in refused.into_iter().chain(unpublished) {
+        let more = refused.into_iter().chain(unpublished);
+        for evidence in more.filter(|evidence| meant(evidence)) {
             let mut others = known.iter();
             if others.all(|known| known.workload != evidence.workload) {
                 known.push(evidence);
@@ -82,8 +89,9 @@ impl Door {
         credential: &CredentialName,
     ) -> Result<Explanation, Refusal> {
         self.allow_broker(operator, "explain").await?;
-        let mut known = self.known().await?;
-        known.retain(|one| one.workload.id() == workload || one.display_name() == workload);
+        let meant =
+            |one: &Evidence| one.workload.id() == workload || one.display_name() == workload;
+        let known = self.known(meant).await?;
         let evidence = match known.as_slice() {
             [only] => only,
             [] => {
@@ -167,6 +175,26 @@ impl Door {
         }
     }
 
+    /// The evidence of every workload, or of those of one node.
+    pub(super) async fn each_workload(
+        &self,
+        node: Option<&str>,
+        mut f: impl FnMut(Evidence),
+    ) -> Result<(), Refusal> {
+        let mut after: Option<WorkloadKey> = None;
+        loop {
+            let node = node.map(str::to_owned);
+            let page = self.store.workloads(node, after.take(), PAGE).await;
+            let page = page.map_err(store_failed)?;
+            let full = page.len() >= PAGE as usize;
+            after = page.last().map(|last| last.evidence.workload.clone());
+            page.into_iter().for_each(|workload| f(workload.evidence));
+            if !full {
+                return Ok(());
+            }
+        }
+    }
+
     /// How many leases live.
     ///
     /// # Errors
@@ -185,12 +213,8 @@ impl Door {
     ///
     /// # Errors
     /// [`Code::Unavailable`].
-    pub async fn workloads_by_node(&self) -> Result<HashMap<String, u64>, Refusal> {
-        let mut counts = HashMap::new();
-        for workload in self.store.workloads(None).await.map_err(store_failed)? {
-            *counts.entry(workload.evidence.node).or_default() += 1;
-        }
-        Ok(counts)
+    pub async fn workloads_by_node(&self) -> Result<BTreeMap<String, u64>, Refusal> {
+        self.store.workload_counts().await.map_err(store_failed)
     }
 
     /// Number of the last audit record.

@@ -321,10 +321,33 @@ async fn the_rest(store: &dyn Store) {
             Some(workload.clone())
         );
     }
-    let of = |node: &str| store.workloads(Some(node.to_owned()));
-    assert_eq!(of("node-1").await.unwrap(), [workload.clone()]);
-    assert_eq!(of("node-2").await.unwrap(), []);
-    assert_eq!(store.workloads(None).await.unwrap().len(), 1);
+    let of = |node: &str, after| store.workloads(Some(node.to_owned()), after, 2);
+    assert_eq!(of("node-1", None).await.unwrap(), [workload.clone()]);
+    assert_eq!(of("node-2", None).await.unwrap(), []);
+    let numbers = [7, 8, 9];
+    let more = numbers.map(|number| {
+        let evidence = evidence(number);
+        let seen_at = 1;
+        Op::WorkloadPut(Box::new(Workload { evidence, seen_at }))
+    });
+    store.commit(more.into()).await.unwrap();
+    for pages in [Some("node-1".to_owned()), None] {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.workloads(pages.clone(), after, 2).await.unwrap();
+            let Some(last) = page.last() else { break };
+            after = Some(last.evidence.workload.clone());
+            found.extend(
+                page.into_iter()
+                    .map(|one| one.evidence.workload.to_string()),
+            );
+        }
+        assert!(found.len() == 4 && found.is_sorted(), "{found:?}");
+    }
+    let counts = store.workload_counts().await.unwrap();
+    assert_eq!(counts, [("node-1".to_owned(), 4)].into());
+    let removals = numbers.map(|number| Op::WorkloadRemove(evidence(number).workload));
+    store.commit(removals.into()).await.unwrap();
     let remove = || vec![Op::WorkloadRemove(key.clone())];
     store.commit(remove()).await.unwrap();
     assert!(is_not_found(store.commit(remove()).await));

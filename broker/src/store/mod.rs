@@ -275,8 +275,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// What is known of a workload.
     fn workload(&self, key: WorkloadKey) -> Answer<'_, Option<Workload>>;
-    /// Every workload, or those of one node.
-    fn workloads(&self, node: Option<String>) -> Answer<'_, Vec<Workload>>;
+    /// At most `most` workloads after the key `after`, sorted by key's text: a page of them all, or of
+    /// those of one node. Evidence is large: who goes through all keeps a page at a time.
+    fn workloads(
+        &self,
+        node: Option<String>,
+        after: Option<WorkloadKey>,
+        most: u32,
+    ) -> Answer<'_, Vec<Workload>>;
+    /// How many workloads there are, for each node that has any.
+    fn workload_counts(&self) -> Answer<'_, BTreeMap<String, u64>>;
 
     /// The configuration, if there is one yet.
     fn configuration(&self) -> Answer<'_, Option<Configuration>>;

@@ -8,7 +8,8 @@ use rusqlite::{Connection, TransactionBehavior};
 const APPLICATION: i32 = 0x4d66_6c79;
 
 /// Each step brings the file from the version that is its index to the next.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
 CREATE TABLE broker (
     only INTEGER PRIMARY KEY CHECK (only = 1),
     root_keys BLOB,
@@ -70,7 +71,13 @@ CREATE INDEX leases_by_workload ON leases (workload);
 CREATE INDEX leases_by_credential ON leases (credential);
 CREATE INDEX leases_by_due ON leases (due_at, source, place);
 CREATE INDEX leases_unsettled ON leases (state) WHERE state IN (0, 2, 3);
-"];
+",
+    // A node's workloads in pages.
+    "
+DROP INDEX workloads_by_node;
+CREATE INDEX workloads_by_node ON workloads (node, key);
+",
+];
 
 /// Brings the file to the newest version, or refuses one that is not ours.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {

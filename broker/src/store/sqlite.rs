@@ -313,19 +313,14 @@ impl Store for SqliteStore {
 
     fn lease_counts(&self) -> Answer<'_, BTreeMap<CredentialName, u64>> {
         self.read(|connection, _| {
-            let mut statement = connection
-                .prepare_cached("SELECT credential, count(*) FROM leases GROUP BY credential")
-                .map_err(sql)?;
-            let mut rows = statement.query(()).map_err(sql)?;
-            let mut counts = BTreeMap::new();
-            while let Some(row) = rows.next().map_err(sql)? {
-                let name: String = row.get(0).map_err(sql)?;
-                let name = name
-                    .parse()
-                    .map_err(|error| StoreError::Damaged(format!("a lease: {error}")))?;
-                counts.insert(name, number(row, 1)?);
-            }
-            Ok(counts)
+            let named = counts(connection, "leases", "credential")?.into_iter();
+            let parsed = named.map(|(name, count)| {
+                let name = name.parse();
+                let name =
+                    name.map_err(|error| StoreError::Damaged(format!("a lease: {error}")))?;
+                Ok((name, count))
+            });
+            parsed.collect()
         })
     }
 
@@ -333,11 +328,25 @@ impl Store for SqliteStore {
         self.first("WHERE key = ?1", (key.to_string(),))
     }
 
-    fn workloads(&self, node: Option<String>) -> Answer<'_, Vec<Workload>> {
+    fn workloads(
+        &self,
+        node: Option<String>,
+        after: Option<WorkloadKey>,
+        most: u32,
+    ) -> Answer<'_, Vec<Workload>> {
+        // Every key comes after the empty text.
+        let after = after.map_or_else(String::new, |key| key.to_string());
         match node {
-            Some(node) => self.some("WHERE node = ?1 ORDER BY key", (node,)),
-            None => self.some("ORDER BY key", ()),
+            Some(node) => self.some(
+                "WHERE node = ?1 AND key > ?2 ORDER BY key LIMIT ?3",
+                (node, after, most),
+            ),
+            None => self.some("WHERE key > ?1 ORDER BY key LIMIT ?2", (after, most)),
         }
+    }
+
+    fn workload_counts(&self) -> Answer<'_, BTreeMap<String, u64>> {
+        self.read(|connection, _| counts(connection, "workloads", "node"))
     }
 
     fn configuration(&self) -> Answer<'_, Option<Configuration>> {
@@ -356,6 +365,22 @@ impl Store for SqliteStore {
         );
         Box::pin(async { Ok(entries.await?.into_iter().map(|meta| meta.key).collect()) })
     }
+}
+
+/// How many rows of a table have each value of a column that an index begins with.
+fn counts(
+    connection: &Connection,
+    table: &str,
+    column: &str,
+) -> Result<BTreeMap<String, u64>, StoreError> {
+    let text = format!("SELECT {column}, count(*) FROM {table} GROUP BY {column}");
+    let mut statement = connection.prepare_cached(&text).map_err(sql)?;
+    let mut rows = statement.query(()).map_err(sql)?;
+    let mut counts = BTreeMap::new();
+    while let Some(row) = rows.next().map_err(sql)? {
+        counts.insert(row.get(0).map_err(sql)?, number(row, 1)?);
+    }
+    Ok(counts)
 }
 
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
