@@ -133,7 +133,7 @@ async fn answer(
         EVENT_PATH => {
             let event: NodeEvent = http::read(body, MAX_MESSAGE).await?;
             nodes.event(node, event).await?;
-            http::json(&serde_json::json!({}))
+            http::json(&())
         }
         _ => Err(Code::NotFound.into()),
     }

@@ -28,8 +28,13 @@ impl Sum {
     }
 
     fn add(&mut self, value: &[u8; 32]) {
+        self.merge(&Self(Self::limbs(value)));
+    }
+
+    /// Adds what another sum holds.
+    pub(super) fn merge(&mut self, other: &Self) {
         let mut carry = 0;
-        for (limb, more) in self.0.iter_mut().zip(Self::limbs(value)) {
+        for (limb, &more) in self.0.iter_mut().zip(&other.0) {
             let (sum, over) = limb.overflowing_add(more);
             let (sum, again) = sum.overflowing_add(carry);
             carry = u64::from(over) + u64::from(again);
@@ -146,6 +151,13 @@ mod tests {
         values.iter().rev().for_each(|value| other.add(value));
         assert_eq!(sum, other);
         assert_ne!(sum, Sum::default());
+        let mut parts = [Sum::default(); 2];
+        parts[0].add(&values[0]);
+        parts[1].add(&values[1]);
+        parts[1].add(&values[2]);
+        let [mut whole, part] = parts;
+        whole.merge(&part);
+        assert_eq!(sum, whole);
         values.iter().for_each(|value| sum.subtract(value));
         assert_eq!(sum, Sum::default());
     }

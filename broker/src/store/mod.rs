@@ -4,6 +4,7 @@
 //! at the same time share one commit, so that durability costs one fsync for many of them, and a unit
 //! that fails fails alone.
 
+mod check;
 mod claims;
 #[cfg(test)]
 mod conformance;

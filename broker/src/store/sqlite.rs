@@ -3,11 +3,12 @@
 //! The state directory has mode 0700 and holds `store.db` (0600) and `lock`, which keeps a second broker
 //! out.
 
+use super::check::check;
 pub use super::files::OpenError;
 use super::files::{lock, prepare_directory, prepare_file};
 use super::integrity::Integrity;
 use super::rows::{Meta, Record, integer, number, sql};
-use super::writer::{Job, Writer, read_stamp, sum_of_all, write_stamp};
+use super::writer::{Job, Writer};
 use super::{
     Answer, Claim, Configuration, KvRow, KvSummary, Lease, LeaseState, Op, Store, StoreError,
     Workload, claims, schema,
@@ -68,7 +69,8 @@ impl SqliteStore {
         schema::migrate(&mut connection).map_err(store)?;
         let keys = Arc::new(root_keys(&connection, unsealer, &path)?);
         let integrity = Integrity::new(keys.clone()).map_err(store)?;
-        let (sum, generation, opened_with) = check(&connection, &integrity).map_err(store)?;
+        let (sum, generation, opened_with) =
+            check(&path, &connection, &integrity).map_err(store)?;
         let head = Arc::new(Mutex::new(HeadCell::of(
             opened_with.clone().unwrap_or_default(),
         )));
@@ -383,7 +385,7 @@ fn counts(
     Ok(counts)
 }
 
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
+pub(super) fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags).map_err(sql)?;
     connection.set_prepared_statement_cache_capacity(64);
@@ -423,34 +425,4 @@ fn root_keys(
         .execute("UPDATE broker SET root_keys = ?1", (wrapped,))
         .map_err(store)?;
     Ok(keys)
-}
-
-/// Checks the file, every row, and their sum.
-fn check(
-    connection: &Connection,
-    integrity: &Integrity,
-) -> Result<(super::integrity::Sum, u64, Option<Head>), StoreError> {
-    let state: String = connection
-        .query_row("PRAGMA integrity_check(1)", (), |row| row.get(0))
-        .map_err(sql)?;
-    if state != "ok" {
-        return Err(StoreError::Damaged(state));
-    }
-    let found = sum_of_all(connection, integrity)?;
-    let (generation, stamp) = read_stamp(connection)?;
-    let Some(stamp) = stamp else {
-        if generation != 0 || found != super::integrity::Sum::default() {
-            return Err(StoreError::Damaged("its stamp is missing".to_owned()));
-        }
-        let stamp = integrity.stamp(0, &found, &Head::default())?;
-        write_stamp(connection, 0, &stamp)?;
-        return Ok((found, 0, None));
-    };
-    let (expected, head) = integrity.open_stamp(generation, &stamp)?;
-    if found != expected {
-        return Err(StoreError::Damaged(
-            "rows were added, removed, or put back from an older copy".to_owned(),
-        ));
-    }
-    Ok((found, generation, Some(head)))
 }

@@ -2,7 +2,7 @@
 
 use super::integrity::{Integrity, Sum};
 use super::rows::{Meta, Record, column, integer, number, sql};
-use super::{Claim, Configuration, KvRow, Lease, LeaseState, Op, StoreError, Workload, claims};
+use super::{Claim, Configuration, KvRow, Lease, LeaseState, Op, StoreError, claims};
 use crate::audit::HeadCell;
 use mayfly_wire::LeaseId;
 use rusqlite::{Connection, OptionalExtension as _, Params, Transaction, TransactionBehavior};
@@ -405,37 +405,6 @@ impl Applying<'_> {
             .map(Option::flatten)
             .map_err(sql)
     }
-}
-
-/// Reads every row, checks its MAC, and sums them up.
-pub(super) fn sum_of_all(
-    connection: &Connection,
-    integrity: &Integrity,
-) -> Result<Sum, StoreError> {
-    let mut sum = Sum::default();
-    add_table::<KvRow>(connection, integrity, &mut sum)?;
-    add_table::<Lease>(connection, integrity, &mut sum)?;
-    add_table::<Workload>(connection, integrity, &mut sum)?;
-    add_table::<Configuration>(connection, integrity, &mut sum)?;
-    add_table::<Meta>(connection, integrity, &mut sum)?;
-    Ok(sum)
-}
-
-fn add_table<R: Record>(
-    connection: &Connection,
-    integrity: &Integrity,
-    sum: &mut Sum,
-) -> Result<(), StoreError> {
-    let text = format!("SELECT {} FROM {}", R::COLUMNS, R::TABLE);
-    let mut statement = connection.prepare(&text).map_err(sql)?;
-    let last = statement.column_count() - 1;
-    let mut rows = statement.query(()).map_err(sql)?;
-    while let Some(row) = rows.next().map_err(sql)? {
-        R::checked(row, integrity)?;
-        let mac: Vec<u8> = column(row, last)?;
-        integrity.add(sum, &mac)?;
-    }
-    Ok(())
 }
 
 /// Generation and stamp, as they stand.

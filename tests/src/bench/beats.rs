@@ -45,15 +45,15 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
     std::thread::sleep(Duration::from_secs(10));
     ensure!(leases(&linked)? == WORKLOADS, "some were told dead");
 
-    let (broker, node) = (linked.place.broker.pid()?, node.pid());
+    let (broker, own) = (linked.place.broker.pid()?, node.pid());
     let window = Duration::from_secs(options.samples(30, 15) as u64);
     let mut spent = [Vec::new(), Vec::new()];
     for _ in 0..options.samples(3, 1) {
         let begun = Instant::now();
-        let before = [busy(broker)?, busy(node)?];
+        let before = [busy(broker)?, busy(own)?];
         std::thread::sleep(window);
         let per_minute = 60.0 / begun.elapsed().as_secs_f64();
-        let after = [busy(broker)?, busy(node)?];
+        let after = [busy(broker)?, busy(own)?];
         for ((spent, before), after) in spent.iter_mut().zip(before).zip(after) {
             spent.push((after - before) * 1000.0 * per_minute);
         }
@@ -65,6 +65,11 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
     wait_until(LIMIT, "the end of one lease", || {
         Ok((leases(&linked)? == WORKLOADS - 1).then_some(()))
     })?;
+    let log = node.log();
+    ensure!(
+        !log.contains("did not take"),
+        "a death was told in vain: {log}"
+    );
     let [broker, node] = spent;
     report.add("heartbeat.broker", broker, "ms/min", Better::Less)?;
     report.add("heartbeat.node", node, "ms/min", Better::Less)

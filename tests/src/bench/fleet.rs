@@ -215,6 +215,7 @@ async fn take(
             public_key,
             want: Some(vec![name]),
         },
+        csr: None,
         once: true,
     };
     let mut session = link.session(request).await?;

@@ -67,7 +67,9 @@ fn under_load(credential: &str, settings: &str) -> Result<(Told, Vec<(u128, u128
     })?;
     ensure!(!text.contains("Error"), "the client ended early: {text}");
     let end = text.lines().find_map(|line| line.strip_prefix("logins "));
-    let (logins, _) = end.and_then(|end| end.split_once(' ')).context("no count")?;
+    let (logins, _) = end
+        .and_then(|end| end.split_once(' '))
+        .context("no count")?;
     let failed = text.lines().filter_map(|line| line.strip_prefix("failed "));
     let failed = failed.map(|line| {
         let (at, cause) = line.split_once(' ').context("no time")?;
@@ -78,7 +80,11 @@ fn under_load(credential: &str, settings: &str) -> Result<(Told, Vec<(u128, u128
         failed: failed.collect::<Result<_>>()?,
     };
     // It was there all the time, and at work.
-    ensure!(told.logins > 10 * ROTATIONS as u64, "{} logins", told.logins);
+    ensure!(
+        told.logins > 10 * ROTATIONS as u64,
+        "{} logins",
+        told.logins
+    );
     Ok((told, rotations))
 }
 
@@ -91,14 +97,24 @@ fn a_hundred_rotations_of_a_role_of_its_own_break_no_login() -> Result<()> {
     let create = "create = [\"CREATE ROLE {{name}} LOGIN PASSWORD {{password}} VALID UNTIL \
                   {{expiration}}\"]\ngrace = \"1m\"";
     let (told, _) = under_load("orders-db", create)?;
-    ensure!(told.failed.is_empty(), "of {}: {:?}", told.logins, told.failed);
+    ensure!(
+        told.failed.is_empty(),
+        "of {}: {:?}",
+        told.logins,
+        told.failed
+    );
     Ok(())
 }
 
 #[test]
 fn a_hundred_rotations_of_two_users_that_take_turns_break_no_login() -> Result<()> {
     let (told, _) = under_load("reports-db", "static = [\"turn_a\", \"turn_b\"]")?;
-    ensure!(told.failed.is_empty(), "of {}: {:?}", told.logins, told.failed);
+    ensure!(
+        told.failed.is_empty(),
+        "of {}: {:?}",
+        told.logins,
+        told.failed
+    );
     Ok(())
 }
 
@@ -115,6 +131,10 @@ fn rotations_of_one_user_break_logins_only_until_the_new_file_is_there() -> Resu
         );
         ensure!(cause.contains("password authentication failed"), "{cause}");
     }
-    ensure!((told.failed.len() as u64) < told.logins / 2, "{}", told.failed.len());
+    ensure!(
+        (told.failed.len() as u64) < told.logins / 2,
+        "{}",
+        told.failed.len()
+    );
     Ok(())
 }
