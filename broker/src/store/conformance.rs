@@ -324,7 +324,7 @@ async fn the_rest(store: &dyn Store) {
     let of = |node: &str, after| store.workloads(Some(node.to_owned()), after, 2);
     assert_eq!(of("node-1", None).await.unwrap(), [workload.clone()]);
     assert_eq!(of("node-2", None).await.unwrap(), []);
-    let numbers = [7, 8, 9];
+    let numbers = [8, 9, 10];
     let more = numbers.map(|number| {
         let evidence = evidence(number);
         let seen_at = 1;
