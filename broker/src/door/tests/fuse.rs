@@ -102,8 +102,16 @@ impl Store for Fuse {
     fn workload(&self, key: WorkloadKey) -> Answer<'_, Option<Workload>> {
         self.store.workload(key)
     }
-    fn workloads(&self, node: Option<String>) -> Answer<'_, Vec<Workload>> {
-        self.store.workloads(node)
+    fn workloads(
+        &self,
+        node: Option<String>,
+        after: Option<WorkloadKey>,
+        most: u32,
+    ) -> Answer<'_, Vec<Workload>> {
+        self.store.workloads(node, after, most)
+    }
+    fn workload_counts(&self) -> Answer<'_, BTreeMap<String, u64>> {
+        self.store.workload_counts()
     }
     fn configuration(&self) -> Answer<'_, Option<Configuration>> {
         self.store.configuration()
