@@ -29,7 +29,7 @@ const MARIADB: Case = Case {
   "CREATE USER {{name}}@'%' IDENTIFIED BY {{password}}",
   "GRANT SELECT ON shop.* TO {{name}}@'%'",
 ]"#,
-    question: ("SELECT CURRENT_USER()", "mf_"),
+    question: ("SELECT CURRENT_USER()", "@%"),
     users: "SELECT User FROM mysql.user",
 };
 const REDIS: Case = Case {
