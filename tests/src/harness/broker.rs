@@ -64,7 +64,7 @@ impl Broker {
     /// Starts one in a realm and waits until both sockets answer.
     ///
     /// # Errors
-    /// When it has not been built, or is not ready within 10 seconds.
+    /// When it has not been built, or is not ready within 30 seconds.
     pub fn start(realm: &'static Realm, options: BrokerOptions) -> Result<Self> {
         let dir = TempDir::new()?;
         for name in ["state", "run", "admin"] {
@@ -119,7 +119,7 @@ impl Broker {
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let mut process = Guard::spawn(&command, &self.log, Signal::SIGTERM, 5)?;
         wait_until(
-            Duration::from_secs(10),
+            Duration::from_secs(30),
             "the broker's sockets to answer",
             || {
                 if process.exited()?.is_some() {
