@@ -18,8 +18,9 @@ const THREADS: u32 = 8;
 const RATE: u32 = 200;
 
 /// Logs in 200 times a second to the server on a unix socket, until the file `stop` is there. Prints a
-/// line for each login that failed, `failed READ_AT USER CAUSE`, with the time at which it read its
-/// files in milliseconds since the Unix epoch; and at the end `logins COUNT MILLISECONDS`.
+/// line for each login that failed, `failed READ_AT FAILED_AT USER CAUSE`, with the times at which it
+/// read its files and failed in milliseconds since the Unix epoch; and at the end `logins COUNT
+/// MILLISECONDS`.
 ///
 /// # Errors
 /// When the files cannot be read, or nothing can be printed.
@@ -45,7 +46,7 @@ fn again_and_again(socket: &str, port: u16, credential: &Path, stop: &Path) -> R
     let pace = Duration::from_secs(1) * THREADS / RATE;
     let (mut count, mut next) = (0, Instant::now());
     while !stop.exists() {
-        let read_at = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+        let read_at = now()?;
         let (user, password) = read(credential)?;
         let mut config = Config::new();
         config.host_path(socket).port(port).dbname("postgres");
@@ -59,7 +60,7 @@ fn again_and_again(socket: &str, port: u16, credential: &Path, stop: &Path) -> R
         if let Err(error) = runtime.block_on(config.connect(NoTls)) {
             let cause = error.as_db_error().map(ToString::to_string);
             let cause = cause.unwrap_or_else(|| format!("{error}: {error:?}"));
-            print(&format!("failed {read_at} {user} {cause}"))?;
+            print(&format!("failed {read_at} {} {user} {cause}", now()?))?;
         }
         next += pace;
         match next.checked_duration_since(Instant::now()) {
@@ -84,6 +85,10 @@ fn read(credential: &Path) -> Result<(String, String)> {
         Ok(std::io::read_to_string(File::from(file))?)
     };
     Ok((read("username")?, read("password")?))
+}
+
+fn now() -> Result<u128> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())
 }
 
 fn print(line: &str) -> Result<()> {

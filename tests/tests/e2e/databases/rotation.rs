@@ -15,9 +15,9 @@ const ROTATIONS: usize = 100;
 /// What a client told.
 struct Told {
     logins: u64,
-    /// When the failed logins had read their files: milliseconds since the Unix epoch, and why they
-    /// failed.
-    failed: Vec<(u128, String)>,
+    /// The failed logins: when each read its files and when it failed, in milliseconds since the Unix
+    /// epoch, and why.
+    failed: Vec<(u128, u128, String)>,
 }
 
 /// Rotates a credential again and again, each time once the last password has come, while a client logs
@@ -72,8 +72,9 @@ fn under_load(credential: &str, settings: &str) -> Result<(Told, Vec<(u128, u128
         .context("no count")?;
     let failed = text.lines().filter_map(|line| line.strip_prefix("failed "));
     let failed = failed.map(|line| {
-        let (at, cause) = line.split_once(' ').context("no time")?;
-        Ok((at.parse()?, cause.to_string()))
+        let mut words = line.splitn(3, ' ');
+        let mut word = || words.next().context("a word is missing");
+        Ok((word()?.parse()?, word()?.parse()?, word()?.to_string()))
     });
     let told = Told {
         logins: logins.parse()?,
@@ -123,11 +124,11 @@ fn a_hundred_rotations_of_two_users_that_take_turns_break_no_login() -> Result<(
 #[test]
 fn rotations_of_one_user_break_logins_only_until_the_new_file_is_there() -> Result<()> {
     let (told, rotations) = under_load("one-db", "static = [\"one\"]")?;
-    for (read_at, cause) in &told.failed {
-        let mut during = rotations.iter();
+    for (read_at, failed_at, cause) in &told.failed {
+        let mut rotations = rotations.iter();
         ensure!(
-            during.any(|(begun, seen)| (*begun..=*seen).contains(read_at)),
-            "it read its files at {read_at}, within none of {rotations:?}: {cause}"
+            rotations.any(|(begun, seen)| begun <= failed_at && read_at <= seen),
+            "it read its files at {read_at} and failed at {failed_at}, in no rotation: {cause}"
         );
         ensure!(cause.contains("password authentication failed"), "{cause}");
     }
