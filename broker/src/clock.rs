@@ -1,6 +1,7 @@
 //! Time comes in as an argument, so that tests can say what it is.
 
 use nix::time::{ClockId, clock_gettime};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Where the time comes from.
@@ -56,25 +57,25 @@ pub struct SteadyClock {
     uptime_at_start: u64,
     now_at_start: u64,
     uptime: fn() -> Option<u64>,
-    wall: fn() -> u64,
+    wall: Arc<dyn Clock>,
 }
 
 impl SteadyClock {
-    /// Starts it.
+    /// Starts it, at what `wall` says.
     ///
     /// # Errors
     /// The kernel's, when it does not tell which boot this is, or how long ago it was.
-    pub fn start() -> std::io::Result<Self> {
+    pub fn start(wall: Arc<dyn Clock>) -> std::io::Result<Self> {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         Self::over(boot_id.trim().to_owned(), uptime, wall)
             .ok_or_else(|| std::io::Error::other("CLOCK_BOOTTIME cannot be read"))
     }
 
-    fn over(boot_id: String, uptime: fn() -> Option<u64>, wall: fn() -> u64) -> Option<Self> {
+    fn over(boot_id: String, uptime: fn() -> Option<u64>, wall: Arc<dyn Clock>) -> Option<Self> {
         Some(Self {
             boot_id,
             uptime_at_start: uptime()?,
-            now_at_start: wall(),
+            now_at_start: wall.now_ms(),
             uptime,
             wall,
         })
@@ -102,7 +103,7 @@ impl Clock for SteadyClock {
     }
 
     fn set_by(&self) -> Option<u64> {
-        let apart = (self.wall)().abs_diff(self.now_ms());
+        let apart = self.wall.now_ms().abs_diff(self.now_ms());
         (apart > TOLERANCE).then_some(apart)
     }
 }
@@ -112,10 +113,6 @@ fn uptime() -> Option<u64> {
     let seconds = u64::try_from(time.tv_sec()).ok()?;
     let millis = u64::try_from(time.tv_nsec()).ok()? / 1_000_000;
     Some(seconds * 1000 + millis)
-}
-
-fn wall() -> u64 {
-    SystemClock.now_ms()
 }
 
 /// The time of day, as somebody may set it.
@@ -154,9 +151,18 @@ mod tests {
     }
     const MILLION_SECONDS: u64 = 1_000_000_000;
 
+    struct Wall;
+
+    impl Clock for Wall {
+        fn now_ms(&self) -> u64 {
+            WALL.get()
+        }
+    }
+
     #[test]
     fn a_clock_that_is_set_changes_nothing_and_a_pause_counts() {
-        let clock = SteadyClock::over("b".into(), || Some(UPTIME.get()), || WALL.get()).unwrap();
+        let wall = Arc::new(Wall);
+        let clock = SteadyClock::over("b".into(), || Some(UPTIME.get()), wall).unwrap();
         let start = WALL.get();
         WALL.set(start + MILLION_SECONDS);
         assert_eq!(clock.now_ms(), start);
@@ -172,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_kernel_tells_how_long_the_machine_is_up() {
-        let clock = SteadyClock::start().unwrap();
+        let clock = SteadyClock::start(Arc::new(SystemClock)).unwrap();
         let before = clock.mark().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(30));
         let after = clock.mark().unwrap();

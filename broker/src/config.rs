@@ -2,6 +2,7 @@
 //! the store.
 
 use crate::engine::jwt::Schedule;
+use crate::trial::Trial;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -84,6 +85,9 @@ pub struct Config {
     /// `[log]`.
     #[serde(default)]
     pub log: Log,
+    /// `[test]`: for tests alone.
+    #[serde(default)]
+    pub test: Trial,
 }
 
 /// How the root keys are unwrapped.

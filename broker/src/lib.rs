@@ -21,4 +21,5 @@ pub mod store;
 mod testing;
 #[cfg(test)]
 mod tls_tests;
+pub mod trial;
 pub mod unseal;

@@ -18,6 +18,7 @@ use crate::pki::{Pki, PkiError};
 use crate::seal::SealError;
 use crate::sessions::Hub;
 use crate::store::{Store, sqlite};
+use crate::trial::{Fault, WrongClock};
 use crate::unseal::KeyFile;
 use mayfly_wire::EngineKind;
 use std::collections::BTreeMap;
@@ -115,7 +116,12 @@ impl Broker {
     /// # Errors
     /// [`RunError`].
     pub async fn open(config: &Config, options: Options) -> Result<Self, RunError> {
-        let clock: Arc<dyn Clock> = Arc::new(SteadyClock::start().map_err(RunError::Clock)?);
+        let wall: Arc<dyn Clock> = match &config.test.clock_offset_file {
+            None => Arc::new(SystemClock),
+            Some(file) => Arc::new(WrongClock(file.clone())),
+        };
+        let clock = SteadyClock::start(Arc::clone(&wall)).map_err(RunError::Clock)?;
+        let clock: Arc<dyn Clock> = Arc::new(clock);
         let store = sqlite::SqliteStore::open(&config.state_dir, &KeyFile::new(config.key_file()))?;
         let keys = store.keys();
         let store: Arc<dyn Store> = Arc::new(store);
@@ -126,7 +132,7 @@ impl Broker {
                 known: store.opened_with_head(),
                 accept_loss: options.accept_audit_loss,
             },
-            Arc::new(SystemClock),
+            wall,
         )?;
         store.keep_head(audit.head());
         let jwt = jwt::Jwt::open(
@@ -181,6 +187,7 @@ impl Broker {
             connections,
             audit,
             clock,
+            fault: Fault::new(&config.test),
         };
         let door = Arc::new(Door::open(parts).await?);
         let hub = Hub::new(Arc::clone(&door));

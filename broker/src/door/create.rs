@@ -8,6 +8,7 @@ use super::renew::due;
 use super::{Change, Door, backoff, ended, lock, who};
 use crate::engine::{Engine, EngineError, IssueRequest};
 use crate::store::{Lease, LeaseState, Op, StoreError, Workload};
+use crate::trial::Step;
 use mayfly_wire::admin::{CredentialConfig, GRACE_SECONDS};
 use mayfly_wire::audit::Event;
 use mayfly_wire::{Code, ConnectionName, Evidence, LeaseId};
@@ -179,6 +180,7 @@ impl Door {
         if lease.state == LeaseState::Planned {
             let planned = vec![Op::LeaseInsert(lease.clone()), self.known_as(evidence)];
             self.store.commit(planned).await?;
+            self.fault.reached(Step::Planned);
         }
         let done = self.finish(ticket, pass, order, engine, &lease).await;
         if done.is_err() && lease.state == LeaseState::Planned {
@@ -204,6 +206,7 @@ impl Door {
         if lease.source.has_target() {
             let made = ticket.call(pass.call(engine.create(config, lease))).await;
             made.ok_or(Stop::Cancelled)??;
+            self.fault.reached(Step::Made);
         }
         let event = Event::Issued {
             who: who(&order.evidence),
@@ -215,6 +218,7 @@ impl Door {
         };
         let recorded = self.record(event).await;
         recorded.map_err(|refusal| Stop::Failed(refusal.code, refusal.to_string()))?;
+        self.fault.reached(Step::Recorded);
 
         let _turn = self.locks.turn(&lease.workload).await;
         // Whoever gave it up has seen its plan, or sees to it below.
@@ -257,6 +261,7 @@ impl Door {
         let recorded = self.record_all(events).await;
         recorded.map_err(|refusal| Stop::Failed(refusal.code, refusal.to_string()))?;
         self.store.commit(ops).await?;
+        self.fault.reached(Step::Active);
         if let Some(old) = retired {
             self.retiring.add(lease.workload.clone(), old);
         }

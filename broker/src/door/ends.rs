@@ -3,6 +3,7 @@
 use super::lanes::Pass;
 use super::{Door, ended, lock, store_failed};
 use crate::store::{Lease, LeaseState, Op, StoreError};
+use crate::trial::Step;
 use mayfly_wire::audit::Event;
 use mayfly_wire::link::{NodeRefusal, Watched};
 use mayfly_wire::{Refusal, WorkloadKey};
@@ -85,10 +86,11 @@ impl Door {
         if known.is_some() {
             ops.push(Op::WorkloadRemove(workload.clone()));
         }
-        // Revocation does not wait for the record: a full disk must not keep a credential alive.
-        let commit = async { self.store.commit(ops).await.map_err(store_failed) };
-        let (recorded, stored) = tokio::join!(self.record_all(events), commit);
-        stored?;
+        // In this order, so that a crash leaves no lease that is gone and did not end on record. But a
+        // full disk must not keep a credential alive.
+        let recorded = self.record_all(events).await;
+        self.store.commit(ops).await.map_err(store_failed)?;
+        self.fault.reached(Step::Revoking);
         committed.send_replace(true);
         self.hint(0);
         recorded.map(|()| true)
@@ -130,7 +132,10 @@ impl Door {
         // Its end does not wait for the record either.
         let recorded = self.record_all(event.into_iter().collect()).await;
         match self.store.commit(vec![op]).await {
-            Ok(()) => recorded?,
+            Ok(()) => {
+                self.fault.reached(Step::Revoking);
+                recorded?;
+            }
             Err(StoreError::NotFound(_)) => return Ok(()),
             Err(error) => return Err(store_failed(error)),
         }

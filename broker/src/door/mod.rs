@@ -38,6 +38,7 @@ use crate::engine::connections::Connections;
 use crate::engine::kv::KvChange;
 use crate::leases::Hint;
 use crate::store::{Lease, Store, StoreError};
+use crate::trial::Fault;
 use creations::Creations;
 use known::{Locks, Recent, Tombs};
 use lanes::Lanes;
@@ -63,6 +64,8 @@ pub struct Parts {
     pub audit: AuditLog,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
+    /// Where it ends by itself, in tests.
+    pub fault: Fault,
 }
 
 /// Why the broker does not start.
@@ -91,6 +94,7 @@ pub struct Door {
     connections: Arc<Connections>,
     audit: AuditLog,
     clock: Arc<dyn Clock>,
+    fault: Fault,
     applied: RwLock<Arc<Applied>>,
     /// One turn for each workload, so that two requests at once give one lease.
     locks: Locks,
@@ -147,6 +151,7 @@ impl Door {
             connections: parts.connections,
             audit: parts.audit,
             clock: parts.clock,
+            fault: parts.fault,
             applied: RwLock::new(Arc::new(applied)),
             locks: Locks::default(),
             dead: Mutex::default(),

@@ -9,6 +9,7 @@ use super::{Change, Door, ended, store_failed, who};
 use crate::engine::{Engines, IssueRequest};
 use crate::leases::Hint;
 use crate::store::{Claim, Lease, LeaseState, Op, Source};
+use crate::trial::Step as Trial;
 use mayfly_wire::admin::CredentialConfig;
 use mayfly_wire::audit::Event;
 use mayfly_wire::{ConnectionName, Refusal, WorkloadKey};
@@ -296,6 +297,7 @@ impl Door {
                 tracing::warn!(lease = %lease.id, %problem, "a lease cannot be extended yet");
                 return Err(mayfly_wire::Code::Unavailable.into());
             }
+            self.fault.reached(Trial::Extended);
             turn = self.locks.turn(&lease.workload).await;
             if self.still(&lease).await?.is_none() || self.is_dead(&lease.workload) {
                 return Ok(Renewal::Nothing);
@@ -312,7 +314,10 @@ impl Door {
         };
         let workload = lease.workload.clone();
         let op = Op::LeaseUpdate(Lease { due_at, ..lease });
-        self.both(vec![event], vec![op]).await?;
+        self.record_all(vec![event]).await?;
+        self.fault.reached(Trial::RenewalRecorded);
+        self.store.commit(vec![op]).await.map_err(store_failed)?;
+        self.fault.reached(Trial::Renewed);
         self.hint(due_at);
         Ok(Renewal::Renewed(workload))
     }

@@ -3,6 +3,7 @@
 use super::lanes::{Pass, Task};
 use super::{Door, backoff, ended};
 use crate::store::{Lease, Op, Source, StoreError};
+use crate::trial::Step;
 use mayfly_wire::audit::Event;
 
 /// Longest wait between two attempts, in milliseconds.
@@ -40,7 +41,9 @@ impl Door {
             Some(pass) => pass.call(engine.revoke(lease)).await,
             None => engine.revoke(lease).await,
         };
-        revoked.map_err(|error| error.to_string())
+        revoked.map_err(|error| error.to_string())?;
+        self.fault.reached(Step::Revoked);
+        Ok(())
     }
 
     /// Puts down what came of [`Self::ask_back`]: the end of a lease that must end, or when it is tried
@@ -89,9 +92,13 @@ impl Door {
     async fn gone(&self, lease: &Lease) -> Result<(), String> {
         let recorded = self.record(ended(lease, &lease.reason)).await;
         recorded.map_err(|refusal| refusal.to_string())?;
+        self.fault.reached(Step::EndRecorded);
         let end = vec![Op::LeaseEnd(lease.id.clone())];
         match self.store.commit(end).await {
-            Ok(()) | Err(StoreError::NotFound(_)) => Ok(()),
+            Ok(()) | Err(StoreError::NotFound(_)) => {
+                self.fault.reached(Step::Gone);
+                Ok(())
+            }
             Err(error) => Err(error.to_string()),
         }
     }

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use rusqlite::types::Value;
 use std::fmt::Write as _;
 
-/// Gives what is due and has it due again at `until`.
+/// Gives what is due and has it due again as [`Claim::again`] says.
 pub(super) fn claim(
     connection: &Connection,
     integrity: &Integrity,
@@ -31,7 +31,7 @@ pub(super) fn claim(
     let mut leases = Vec::with_capacity(claimed.len());
     for (lease, mac) in claimed {
         integrity.subtract(sum, &mac)?;
-        let due_at = claim.until;
+        let due_at = claim.again(&lease);
         let lease = Lease { due_at, ..lease };
         let mac = integrity.mac(&lease.canon()?)?;
         connection

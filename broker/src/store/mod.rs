@@ -223,12 +223,30 @@ pub enum Op {
 pub struct Claim {
     /// What is due at or before this: milliseconds since the Unix epoch.
     pub now: u64,
-    /// When what was claimed is due again.
+    /// When what was claimed is due again, unless that is too late: see [`Claim::again`].
     pub until: u64,
     /// How many leases.
     pub most: u32,
     /// Nothing that is at these targets.
     pub except: Vec<ConnectionName>,
+}
+
+impl Claim {
+    /// When one of what was claimed is due again. A broker that dies with a claim must neither let a lease
+    /// outlive its end for long nor keep another from renewing it in time: what must end at a target has
+    /// all of `until`, anything else half of what is left of its life.
+    #[must_use]
+    pub fn again(&self, lease: &Lease) -> u64 {
+        /// Enough for what needs no target, in milliseconds.
+        const SHORT: u64 = 500;
+        let left = match lease.state {
+            LeaseState::Planned | LeaseState::Revoking => return self.until,
+            LeaseState::Active => lease.expires_at.saturating_sub(self.now),
+            LeaseState::Retiring => 0,
+        };
+        let soon = self.now.saturating_add((left / 2).max(SHORT));
+        self.until.min(soon)
+    }
 }
 
 /// The store.

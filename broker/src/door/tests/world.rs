@@ -11,6 +11,7 @@ use crate::nodes::Nodes;
 use crate::sessions::Hub;
 use crate::store::{Lease, LeaseState, SqliteStore, Store};
 use crate::testing::TempDir;
+use crate::trial::Fault;
 use crate::unseal::KeyFile;
 use mayfly_node::upstream::Session;
 use mayfly_wire::admin::{
@@ -99,6 +100,7 @@ impl World {
             connections: Arc::new(Connections::new(Arc::clone(&store), keys)),
             audit,
             clock,
+            fault: Fault::default(),
         };
         let door = Arc::new(Door::open(parts).await.unwrap());
         let hub = Hub::new(Arc::clone(&door));
