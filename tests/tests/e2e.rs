@@ -8,6 +8,7 @@ mod e2e {
     mod engines;
     mod guard;
     mod images;
+    mod leases;
     mod memory;
     mod resilience;
     mod rules;

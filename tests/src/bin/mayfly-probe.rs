@@ -9,6 +9,8 @@
 //!   them in its memory until standard input ends.
 //! - `mayfly-probe guard LOG` starts a process under a guard, prints its pid, and waits to be killed.
 //! - `mayfly-probe logins SOCKET PORT DIR STOP` logs in to PostgreSQL: see `harness/logins.rs`.
+//! - `mayfly-probe enter DIR… -- COMMAND…`, `mayfly-probe holder SOCKET FILE` and
+//!   `mayfly-probe asks SOCKET COUNT FILE` make and are small containers: see `harness/holder.rs`.
 //! - `mayfly-probe obey TOKEN` does what standard input says: see `harness/obey.rs`. The token makes
 //!   it easy to find.
 //! - `mayfly-probe say TEXT…` prints it, and then waits to be killed.
@@ -20,7 +22,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mayfly_tests::harness::{Guard, Http, Opened, Session, logins, obey};
+use mayfly_tests::harness::{
+    Guard, Http, Opened, Session, ask_often, enter, hold_leases, logins, obey,
+};
 use mayfly_wire::Code;
 use mayfly_wire::session::{ClientMessage, ServerMessage};
 use nix::sys::signal::Signal;
@@ -37,10 +41,17 @@ fn main() -> Result<()> {
         ["logins", socket, port, dir, stop] => {
             logins(socket, port.parse()?, Path::new(dir), Path::new(stop))
         }
+        ["enter", ref args @ ..] => enter(args),
+        ["holder", socket, file] => hold_leases(Path::new(socket), Path::new(file)),
+        ["asks", socket, count, file] => {
+            let count = count.parse().context("COUNT is a number")?;
+            ask_often(Path::new(socket), count, Path::new(file))
+        }
         ["obey", _] => obey(),
         ["say", ref words @ ..] => print_line(&words.join(" ")).map(|()| wait_to_be_killed()),
         _ => bail!(
-            "expected http, session, hold, guard, logins, obey or say: see the head of mayfly-probe.rs"
+            "expected http, session, hold, guard, logins, enter, holder, asks, obey or say: see the head \
+             of mayfly-probe.rs"
         ),
     }
 }

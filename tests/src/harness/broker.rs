@@ -113,11 +113,10 @@ impl Broker {
     /// # Errors
     /// As for [`Broker::start`].
     pub fn restart(&mut self) -> Result<()> {
-        self.process = None;
-        let mut command = self.realm.command(binary("mayfly-broker")?);
-        command.arg("--config").arg(self.config_file());
-        command.envs(self.env.iter().map(|(name, value)| (name, value)));
-        let mut process = Guard::spawn(&command, &self.log, Signal::SIGTERM, 5)?;
+        self.launch()?;
+        let Some(mut process) = self.process.take() else {
+            bail!("the broker does not run")
+        };
         wait_until(
             Duration::from_secs(30),
             "the broker's sockets to answer",
@@ -132,6 +131,20 @@ impl Broker {
             },
         )?
         .map_err(|error| error.context("starting the broker"))?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// The same, and does not wait until it is ready.
+    ///
+    /// # Errors
+    /// When it has not been built.
+    pub fn launch(&mut self) -> Result<()> {
+        self.process = None;
+        let mut command = self.realm.command(binary("mayfly-broker")?);
+        command.arg("--config").arg(self.config_file());
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        let process = Guard::spawn(&command, &self.log, Signal::SIGTERM, 5)?;
         self.process = Some(process);
         Ok(())
     }
