@@ -262,7 +262,7 @@ fn a_mistake_in_the_configuration_is_told_before_the_broker_is_asked() {
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(
         dir.join("a.toml"),
-        "[credential.x]\nengine = \"kv\"\npth = \"p\"\n",
+        "[credential.x]\nengine = \"kv\"\npth = \"p\"\nttl = \"1m\"\n",
     )
     .unwrap();
     let broker = Broker::refusing("mistake", Code::Internal);
