@@ -33,7 +33,7 @@ fn native(password: &[u8], challenge: &[u8]) -> Vec<u8> {
 /// SHA256(password) xor SHA256(SHA256(SHA256(password)), challenge).
 fn caching(password: &[u8], challenge: &[u8]) -> Vec<u8> {
     let once = Sha256::digest(password);
-    let twice = Sha256::digest(Sha256::digest(once));
+    let twice = Sha256::digest(once);
     let mask = Sha256::new_with_prefix(twice)
         .chain_update(challenge)
         .finalize();

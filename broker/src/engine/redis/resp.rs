@@ -241,7 +241,7 @@ mod tests {
         let bytes = encode(&[command]);
         assert_eq!(
             bytes.as_slice(),
-            b"*2\r\n$3\r\nACL\r\n$23\r\nx\r\n*1\r\n$8\r\nFLUSHALL\r\n\r\n"
+            b"*2\r\n$3\r\nACL\r\n$21\r\nx\r\n*1\r\n$8\r\nFLUSHALL\r\n\r\n"
         );
     }
 
