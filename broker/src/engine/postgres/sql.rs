@@ -1,9 +1,10 @@
 //! The engine's own statements. Names in them are of the engine's alphabet, or quoted here.
 
-/// Sessions whose role is no more: such of a role that was just dropped. Ends them, and counts them.
+/// Sessions whose role is no more: such of a role that was just dropped. Ends them, and counts them. Each
+/// session's role is looked up by itself: `NOT EXISTS` would read all roles, and there may be many.
 pub(super) const ORPHANS: &str = "SELECT count(pg_terminate_backend(s.pid)) \
     FROM pg_catalog.pg_stat_get_activity(NULL) s WHERE s.usesysid <> 0 \
-    AND NOT EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = s.usesysid);";
+    AND (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.oid = s.usesysid) IS NULL;";
 
 /// Removes a role, if it is there. What it owns goes to the broker's account, what it was granted is
 /// taken from it; that costs more, so it is done only where the role cannot be dropped without.
