@@ -30,6 +30,21 @@ const WAITING: usize = 4096;
 /// Reads at the same time.
 const READERS: usize = 4;
 
+/// An active lease by its holder. SQLite uses an index of some of the rows only where the index's own
+/// condition stands in the statement, however plainly another implies it.
+pub(super) const HELD: &str =
+    "WHERE workload = ?1 AND credential = ?2 AND state = 1 AND state IN (0, 1)";
+
+/// The leases in a state. All but the active ones have an index.
+pub(super) fn in_state(state: LeaseState) -> &'static str {
+    match state {
+        LeaseState::Planned => "WHERE state = 0 AND state IN (0, 2, 3)",
+        LeaseState::Active => "WHERE state = 1",
+        LeaseState::Retiring => "WHERE state = 2 AND state IN (0, 2, 3)",
+        LeaseState::Revoking => "WHERE state = 3 AND state IN (0, 2, 3)",
+    }
+}
+
 /// The store in SQLite.
 pub struct SqliteStore {
     shared: Arc<Shared>,
@@ -269,10 +284,7 @@ impl Store for SqliteStore {
         workload: WorkloadKey,
         credential: CredentialName,
     ) -> Answer<'_, Option<Lease>> {
-        self.first(
-            "WHERE workload = ?1 AND credential = ?2 AND state = 1",
-            (workload.to_string(), String::from(credential)),
-        )
+        self.first(HELD, (workload.to_string(), String::from(credential)))
     }
 
     fn leases_of(&self, workload: WorkloadKey) -> Answer<'_, Vec<Lease>> {
@@ -295,16 +307,7 @@ impl Store for SqliteStore {
     }
 
     fn leases_in(&self, state: LeaseState) -> Answer<'_, Vec<Lease>> {
-        // Each text is one that the index of unsettled leases serves.
-        self.some(
-            match state {
-                LeaseState::Planned => "WHERE state = 0",
-                LeaseState::Active => "WHERE state = 1",
-                LeaseState::Retiring => "WHERE state = 2",
-                LeaseState::Revoking => "WHERE state = 3",
-            },
-            (),
-        )
+        self.some(in_state(state), ())
     }
 
     fn leases(&self, after: Option<LeaseId>, most: u32) -> Answer<'_, Vec<Lease>> {

@@ -1,7 +1,7 @@
 //! What is SQLite's own: files, locks, damage, edits, and speed.
 
 use super::conformance::{Backend, lease, run};
-use super::{Op, OpenError, SqliteStore, Store, StoreError};
+use super::{LeaseState, Op, OpenError, SqliteStore, Store, StoreError};
 use crate::clock::SystemClock;
 use crate::engine::kv::Kv;
 use crate::testing::TempDir;
@@ -303,4 +303,31 @@ async fn commits_are_grouped() {
         );
     }
     assert!(rates[2] > rates[0], "64 callers must share commits");
+}
+
+/// Among 100,000 leases a lookup that reads those of a whole credential is one that everybody waits for.
+#[test]
+fn lookups_of_leases_have_their_indexes() {
+    let dir = TempDir::new();
+    let state = dir.path().join("state");
+    drop(SqliteStore::open(&state, &KeyFile::new(dir.path().join("key"))).unwrap());
+    let connection = Connection::open(state.join("store.db")).unwrap();
+    let plan = |rest: &str| -> String {
+        let text = format!("EXPLAIN QUERY PLAN SELECT * FROM leases {rest}");
+        let mut statement = connection.prepare(&text).unwrap();
+        let count = statement.parameter_count();
+        let parameters = rusqlite::params_from_iter(vec!["x"; count]);
+        let mut rows = statement.query(parameters).unwrap();
+        rows.next().unwrap().unwrap().get(3).unwrap()
+    };
+    let held = plan(super::sqlite::HELD);
+    assert!(held.contains("leases_by_holder"), "{held}");
+    for state in [
+        LeaseState::Planned,
+        LeaseState::Retiring,
+        LeaseState::Revoking,
+    ] {
+        let found = plan(super::sqlite::in_state(state));
+        assert!(found.contains("leases_unsettled"), "{found}");
+    }
 }
