@@ -192,21 +192,22 @@ impl Door {
     ) -> Result<KvValue, Refusal> {
         let on = entity::kv_path(path.as_str()).map_err(super::inside)?;
         // Policy is asked before anything is looked up, and the record names what is then opened.
-        let version = match (version, self.may(operator, "kv_get", on.clone())) {
+        let found = match (version, self.may(operator, "kv_get", on.clone())) {
             (None, Ok(())) => {
                 let current = self.store.kv(path.clone(), None).await;
-                current.map_err(store_failed)?.map(|row| row.version)
+                current.map(|row| row.map(|row| row.version))
             }
-            (version, _) => version,
+            (version, _) => Ok(version),
         };
         let act = Act {
-            version,
+            version: found.as_ref().ok().copied().flatten(),
             ..Act::on("kv_get", "kv.get", path)
         };
         self.allow(operator, act, on).await?;
-        let read = match version {
-            Some(version) => self.engines.kv.get(path, Some(version)).await,
-            None => Err(nothing_at(path, None)),
+        let read = match found {
+            Ok(Some(version)) => self.engines.kv.get(path, Some(version)).await,
+            Ok(None) => Err(nothing_at(path, None)),
+            Err(error) => Err(error.into()),
         };
         let read = read.map_err(engine_failed)?;
         let fields = read.fields.iter();
