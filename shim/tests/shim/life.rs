@@ -207,8 +207,9 @@ fn a_terminals_signal_arrives_once() {
          while ! [ -e $PLACE/stop ]; do sleep 0.01; done\nexit 3",
     );
     let dir = place.secrets();
+    // `script` hands this to a shell; `exec`, so that no shell stands between and dies of the key.
     let line = format!(
-        "{SHIM} run --dir {} --sidecar --sidecar-path {sidecar} -- {app}",
+        "exec {SHIM} run --dir {} --sidecar --sidecar-path {sidecar} -- {app}",
         dir.display()
     );
     let mut command = std::process::Command::new("script");
