@@ -50,6 +50,8 @@ pub enum PublishFault {
     Output,
     /// All was published, but the application could not be told.
     NotTold,
+    /// All was published, but the application did not say in time that it uses it.
+    NotAcknowledged,
 }
 
 impl PublishFault {
@@ -69,6 +71,7 @@ impl PublishFault {
             Self::Io => "a system call failed",
             Self::Output => "an output of its configuration could not be made",
             Self::NotTold => "the application could not be told",
+            Self::NotAcknowledged => "the application did not acknowledge in time",
         }
     }
 }

@@ -59,14 +59,14 @@ pub struct Acknowledge {
     /// A file in which the application writes the name of the generation that it uses, which is
     /// what `..data` leads to. Without it, the success of all notifications counts.
     pub file: Option<PathBuf>,
-    /// After this long the broker is told all the same.
+    /// After this long it is a fault that there is no word.
     #[serde(default = "Acknowledge::timeout")]
     pub timeout: Span,
 }
 
 impl Acknowledge {
     fn timeout() -> Span {
-        Span(Duration::from_secs(30))
+        Span(Duration::from_secs(20))
     }
 }
 

@@ -1,8 +1,9 @@
-//! When the broker hears that the application uses what was published. Until then, or for as long as
-//! its patience lasts, it keeps the credential that was there before.
+//! When the broker hears that the application uses what was published. Until then it keeps the
+//! credential that was there before, to the end of its grace.
 
 use super::Runner;
 use crate::log::Level;
+use mayfly_wire::PublishFault;
 use nix::libc;
 use std::fs::OpenOptions;
 use std::io::Read as _;
@@ -11,38 +12,62 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How often it is looked, while there is something to look for.
-pub const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(20);
+/// The same, once the application has had its time.
+const LATE_LOOK: Duration = Duration::from_secs(1);
 /// Longer than the name of any generation.
 const MAX_NAME: u64 = 256;
+
+/// The application's word, which is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Until then it has time.
+    Until(Instant),
+    /// It has had its time, and that was said.
+    Late,
+}
+
+impl Word {
+    /// How soon to look again.
+    pub fn look(self) -> Duration {
+        match self {
+            Self::Until(_) => LOOK,
+            Self::Late => LATE_LOOK,
+        }
+    }
+}
 
 impl Runner<'_> {
     /// Something changed that the application uses: from now on its word is waited for.
     pub(super) fn expect_word(&mut self, now: Instant) {
         if let Some(by) = &self.config.acknowledge {
-            self.unconfirmed = Some(now + by.timeout.0);
+            self.word = Some(Word::Until(now + by.timeout.0));
         }
     }
 
-    /// Whether the application has given its word, or has had its time.
+    /// Whether the application has given its word, or none is needed. That it is late is said once;
+    /// the broker is not told what is not so.
     pub(super) fn has_word(&mut self, now: Instant) -> bool {
-        let (Some(until), Some(by)) = (self.unconfirmed, &self.config.acknowledge) else {
+        let (Some(word), Some(by)) = (self.word, &self.config.acknowledge) else {
             return true;
         };
         let given = match (&by.file, self.publisher.current()) {
             (Some(file), Some(generation)) => names(file, generation),
             _ => self.notifier.is_settled(),
         };
-        if !given && now < until {
-            return false;
+        if given {
+            self.word = None;
+        } else if matches!(word, Word::Until(until) if until <= now) {
+            self.word = Some(Word::Late);
+            let why = format!(
+                "no word within {:?}; what it had before is good until its grace ends",
+                by.timeout.0
+            );
+            let fields = [("why", why.as_str().into())];
+            self.log.event(Level::Warn, "not acknowledged", &fields);
+            self.report(self.generation, PublishFault::NotAcknowledged, &why);
         }
-        if !given {
-            let why =
-                "the application did not acknowledge in time; the broker is told all the same";
-            self.log
-                .event(Level::Warn, "not acknowledged", &[("why", why.into())]);
-        }
-        self.unconfirmed = None;
-        true
+        given
     }
 }
 

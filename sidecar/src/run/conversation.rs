@@ -1,6 +1,5 @@
 //! One session, from its first bundle to its end.
 
-use super::acknowledge::LOOK;
 use super::{Runner, tell};
 use crate::ending::Ending;
 use crate::log::{Level, wall_clock};
@@ -67,7 +66,7 @@ impl Runner<'_> {
                 }
             }
             if self.options.once.is_some() {
-                self.unconfirmed = None;
+                self.word = None;
             }
             if let Some(generation) = owed
                 && self.has_word(now)
@@ -81,9 +80,9 @@ impl Runner<'_> {
                     return Err(Ending::Done);
                 }
             }
-            self.status.acknowledging = owed.is_some();
             let silent = heard + SILENCE;
-            let look = owed.map(|_| now + LOOK);
+            let look = self.word.filter(|_| owed.is_some());
+            let look = look.map(|word| now + word.look());
             let wake = waiting.iter().map(|waiting| waiting.until);
             let wake = wake.chain(look).chain([silent]).min().unwrap_or(silent);
             let message = match self

@@ -17,7 +17,7 @@ use crate::options::Options;
 use crate::publish::item::Item;
 use crate::publish::{Publisher, Trouble};
 use crate::session::{Failure, Session};
-use crate::status::{Board, Status};
+use crate::status::{self, Board, Status};
 use follow::Follow;
 use mayfly_wire::{Code, CredentialName};
 use std::convert::Infallible;
@@ -44,6 +44,10 @@ pub async fn run(
         Some(_) => Board::none(),
         None => show::board(&publisher, log),
     };
+    let untold = match (options.once, publisher.current()) {
+        (None, Some(generation)) => !status::was_told(publisher.dir(), generation),
+        _ => false,
+    };
     let mut runner = Runner {
         options,
         config,
@@ -62,9 +66,12 @@ pub async fn run(
         complaint: None,
         failing_files: false,
         missing: String::new(),
-        unconfirmed: None,
+        word: None,
         generation: 0,
     };
+    if untold {
+        runner.take_up();
+    }
     let ending = match options.once {
         None => runner.serve().await,
         Some(limit) => match timeout(limit, runner.serve()).await {
@@ -98,8 +105,8 @@ struct Runner<'a> {
     failing_files: bool,
     /// What the last bundle lacked, and why.
     missing: String,
-    /// Until when the application's word is waited for.
-    unconfirmed: Option<Instant>,
+    /// The application's word, if it is waited for.
+    word: Option<acknowledge::Word>,
     /// The session's generation that was published last.
     generation: u64,
 }
@@ -120,7 +127,6 @@ impl Runner<'_> {
                 Err(_) => Failure::Silent,
             };
             self.status.connected = false;
-            self.status.acknowledging = false;
             let wait = self.judge(failure)?;
             self.meanwhile(sleep(wait)).await?;
         }
@@ -223,6 +229,15 @@ impl Runner<'_> {
             let generation = self.publisher.current().unwrap_or_default();
             self.notifier.changed(now, items, generation);
         }
+    }
+
+    /// A sidecar before us ended in the middle of telling the application: it is told of everything.
+    fn take_up(&mut self) {
+        let now = Instant::now();
+        let generation = self.publisher.current().unwrap_or_default();
+        let held: Vec<_> = self.publisher.held().map(|(item, _)| item).collect();
+        self.notifier.changed(now, held.iter().copied(), generation);
+        self.expect_word(now);
     }
 
     /// Logs a failure that may come again and again, once. Says whether it did.

@@ -1,6 +1,7 @@
 //! What the sidecar shows of itself, and what it says of the application.
 
 use super::Runner;
+use super::acknowledge::Word;
 use crate::log::{Level, Log};
 use crate::notify::Told;
 use crate::publish::Publisher;
@@ -20,6 +21,8 @@ impl Runner<'_> {
         let ends = self.status.items.iter().filter(|item| !item.stale);
         self.status.next_expiry_ms = ends.map(|item| item.expires_at_ms).min();
         self.status.generation = self.publisher.current().map(str::to_owned);
+        self.status.acknowledging = self.word.is_some();
+        self.status.unacknowledged = self.word == Some(Word::Late);
         self.status.missing.clone_from(&self.missing);
         self.status.error.clone_from(&self.complaint);
         let notify = self.notifier.standing().map(|standing| status::Told {

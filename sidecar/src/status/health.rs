@@ -33,6 +33,9 @@ pub enum Fault {
     /// The application could not be told.
     #[error("not told: {0}: {1}")]
     NotTold(String, String),
+    /// It was told, and does not say that it uses what it got.
+    #[error("not acknowledged")]
+    NotAcknowledged,
 }
 
 /// Judges. `live` asks only whether the process is there and moves.
@@ -68,6 +71,9 @@ pub fn judge(found: &Found, now_ms: u64, live: bool) -> Vec<Fault> {
     for told in status.notify.iter().filter(|told| told.state == "failed") {
         let why = told.error.clone().unwrap_or_default();
         faults.push(Fault::NotTold(told.what.clone(), why));
+    }
+    if status.unacknowledged {
+        faults.push(Fault::NotAcknowledged);
     }
     faults
 }
@@ -108,7 +114,7 @@ mod tests {
     #[test]
     fn each_fault_is_named() {
         type Change = fn(&mut Found);
-        let cases: [(Change, Fault); 8] = [
+        let cases: [(Change, Fault); 9] = [
             (|found| found.running = false, Fault::NotRunning),
             (|found| found.alive_at_ms = 850_000, Fault::Frozen(100)),
             (
@@ -145,6 +151,10 @@ mod tests {
                     });
                 },
                 Fault::NotTold("signal SIGHUP".to_owned(), "gone".to_owned()),
+            ),
+            (
+                |found| found.status.unacknowledged = true,
+                Fault::NotAcknowledged,
             ),
         ];
         for (number, (change, fault)) in cases.into_iter().enumerate() {

@@ -47,6 +47,9 @@ pub struct Status {
     pub notify: Vec<Told>,
     /// Whether the broker still waits for the application to use what was published.
     pub acknowledging: bool,
+    /// Whether the application has had its time to say so.
+    #[serde(default)]
+    pub unacknowledged: bool,
     /// What last went wrong and has not gone right since.
     pub error: Option<String>,
 }
@@ -181,6 +184,17 @@ pub fn read(dir: &Dir) -> io::Result<Found> {
         status,
         running,
         alive_at_ms,
+    })
+}
+
+/// Whether the sidecar before us told the application of this generation, as far as it was to. What
+/// it left is read before ours is written.
+#[must_use]
+pub fn was_told(dir: &Dir, generation: &str) -> bool {
+    read(dir).is_ok_and(|Found { status, .. }| {
+        status.generation.as_deref() == Some(generation)
+            && !status.acknowledging
+            && status.notify.iter().all(|told| told.state == "idle")
     })
 }
 

@@ -366,7 +366,7 @@ fn the_broker_hears_when_the_command_has_succeeded() {
 }
 
 #[test]
-fn the_application_acknowledges_by_a_file_or_has_had_its_time() {
+fn the_application_acknowledges_by_a_file_and_nobody_does_it_in_its_place() {
     let sandbox = Sandbox::new();
     let server = Server::bind(&sandbox.socket());
     let word = sandbox.base().join("loaded");
@@ -374,6 +374,7 @@ fn the_application_acknowledges_by_a_file_or_has_had_its_time() {
         "[acknowledge]\nfile = {word:?}\ntimeout = \"1500ms\"\n"
     ));
     let sidecar = sandbox.start(&["--config", &config]);
+    let current = || fs::read_link(sandbox.dir().join("..data")).unwrap();
     let mut peer = server.session();
     peer.publish(&[value("a", "1")]);
     peer.bundle(&[value("a", "2")]);
@@ -381,33 +382,60 @@ fn the_application_acknowledges_by_a_file_or_has_had_its_time() {
     let start = Instant::now();
     fs::write(&word, "..gen-another").unwrap();
     std::thread::sleep(Duration::from_millis(200));
-    fs::write(
-        &word,
-        fs::read_link(sandbox.dir().join("..data"))
-            .unwrap()
-            .to_str()
-            .unwrap(),
-    )
-    .unwrap();
+    fs::write(&word, current().to_str().unwrap()).unwrap();
     peer.acknowledged();
-    assert!(
-        start.elapsed() < Duration::from_millis(1400),
-        "{:?}",
-        start.elapsed()
-    );
-    // Without a word, at the end of its time. A new session does not make it forget.
+    let took = start.elapsed();
+    assert!(took < Duration::from_millis(1400), "{took:?}");
+    assert_eq!(sandbox.ask(&["health"]).1, 0);
+    // Without a word, it is said at the end of its time. A new session does not make it forget.
     peer.bundle(&[value("a", "3")]);
     eventually("it is published", || sandbox.read("a") == b"3");
-    let start = Instant::now();
     drop(peer);
     let mut peer = server.session();
-    peer.publish(&[value("a", "3")]);
-    assert!(
-        start.elapsed() > Duration::from_millis(1200),
-        "{:?}",
-        start.elapsed()
-    );
+    peer.bundle(&[value("a", "3")]);
+    let report = server.report("204 No Content");
+    assert_eq!(report.code, PublishFault::NotAcknowledged);
     sidecar.says("not acknowledged");
+    let (said, code) = sandbox.ask(&["health"]);
+    assert!(code == 1 && said.contains("not acknowledged"), "{said}");
+    assert!(peer.is_silent(Duration::from_millis(500)));
+    // Late is better than never.
+    fs::write(&word, current().to_str().unwrap()).unwrap();
+    peer.acknowledged();
+    eventually("it is well again", || sandbox.ask(&["health"]).1 == 0);
+}
+
+#[test]
+fn what_a_killed_sidecar_did_not_tell_the_next_one_tells() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let (program, calls) = program(&sandbox, "test -e $(dirname $0)/good || exit 3");
+    let config = sandbox.config(&format!(
+        "[[notify]]\ncommand = [{program:?}]\ndebounce = \"0ms\"\n"
+    ));
+    let mut sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    peer.publish(&[value("a", "2")]);
+    sidecar.says("could not tell the application");
+    sidecar.kill();
+    fs::write(sandbox.base().join("good"), "").unwrap();
+    let before = lines(&calls).len();
+    let mut sidecar = sandbox.start(&["--config", &config]);
+    sidecar.says("told the application");
+    let mut peer = server.session();
+    peer.publish(&[value("a", "2")]);
+    assert_eq!(lines(&calls).len(), before + 1);
+    // And what was told is not told again.
+    eventually("its status says so", || {
+        sandbox.status()["status"]["notify"][0]["state"] == "idle"
+    });
+    sidecar.kill();
+    let _sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "2")]);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(lines(&calls).len(), before + 1);
 }
 
 #[test]

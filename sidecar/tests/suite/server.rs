@@ -271,6 +271,16 @@ impl Peer {
         assert_eq!(self.hear().unwrap(), expected);
     }
 
+    /// Whether nothing comes from the sidecar for so long.
+    pub fn is_silent(&mut self, time: Duration) -> bool {
+        let stream = self.stream.get_ref();
+        let usual = stream.read_timeout().unwrap();
+        stream.set_read_timeout(Some(time)).unwrap();
+        let heard = self.hear();
+        self.stream.get_ref().set_read_timeout(usual).unwrap();
+        matches!(heard, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+
     pub fn withdraw(&mut self, name: &str) {
         let names = vec![name.parse().unwrap()];
         self.send(&ServerMessage::Withdraw { names }).unwrap();
