@@ -2,6 +2,7 @@
 //! `make build` builds, and fail without.
 
 mod e2e {
+    mod apps;
     mod attacks;
     mod bare;
     mod databases;

@@ -2,6 +2,8 @@
 //!
 //! - `sidecar NAMES` starts a sidecar that asks for these, and prints `took MICROSECONDS` until the
 //!   first of the files was there.
+//! - `start PROGRAM ARGS…` starts that, and prints `took MICROSECONDS` until a line of its output began
+//!   with `running with `.
 //! - `connect SOCKET COUNT` makes that many connections, one after the other, and waits on each until
 //!   the other side closes it.
 //! - `roles COUNT` asks for all credentials, and prints `took MICROSECONDS` until it had that many.
@@ -10,7 +12,7 @@
 //!   thread, and prints `counts CPU_MICROSECONDS COUNT…`: how many were served in each quarter of a
 //!   second.
 
-use std::io::{Read, Write, stdout};
+use std::io::{BufRead as _, BufReader, Read, Write, stdout};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -38,6 +40,7 @@ pub fn run(job: &[&str]) -> Result<()> {
     mayfly_kernel::seccomp::refuse_keyrings().context("loading the shim's seccomp filter")?;
     match *job {
         ["sidecar", names] => sidecar(names),
+        ["start", program, ref arguments @ ..] => start(program, arguments),
         ["connect", socket, count] => connect(socket, count.parse()?),
         ["roles", count] => roles(count.parse()?),
         ["crowd", count] => super::beats::start(count.parse()?),
@@ -58,6 +61,30 @@ fn sidecar(names: &str) -> Result<()> {
     let there = spin("the first file", || file.exists())?;
     print(&format!("took {}", (there - begun).as_micros()))?;
     bail!("the sidecar ended: {}", child.wait()?)
+}
+
+fn start(program: &str, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let begun = Instant::now();
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("starting {program}"))?;
+    let output = child.stdout.take().context("no output")?;
+    for line in BufReader::new(output).lines() {
+        // 48 characters, and a full stop.
+        if line?
+            .strip_prefix("running with ")
+            .is_some_and(|value| value.len() == 49)
+        {
+            print(&format!("took {}", begun.elapsed().as_micros()))?;
+            return park();
+        }
+    }
+    bail!("it ended before its application ran: {}", child.wait()?)
 }
 
 fn connect(socket: &str, count: usize) -> Result<()> {

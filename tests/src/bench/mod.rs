@@ -4,6 +4,8 @@
 //! | file | figures |
 //! |---|---|
 //! | `life` | `sidecar_start_to_file`, `death_to_lease_end` |
+//! | `overhead` | `shim_overhead` |
+//! | `start` | `start_to_app`, and the same by `bao agent` |
 //! | `push` | `put_to_file` |
 //! | `postgres` | `death_to_role_gone`, `postgres_issue.*`, `postgres_revoke.*` |
 //! | `attest` | `attest` |
@@ -23,6 +25,7 @@ pub mod inside;
 mod life;
 mod linked;
 mod many;
+pub mod overhead;
 mod place;
 mod postgres;
 mod push;
@@ -30,6 +33,7 @@ mod report;
 mod revoke;
 mod sessions;
 mod size;
+mod start;
 
 use anyhow::{Result, bail};
 
@@ -62,11 +66,13 @@ impl Options {
 type Measure = fn(&Options, &mut Report) -> Result<()>;
 
 /// What measures what. Those that need quiet come first.
-const MEASURES: [(&[&str], Measure); 11] = [
+const MEASURES: [(&[&str], Measure); 13] = [
     (
         &["sidecar_start_to_file", "death_to_lease_end"],
         life::measure,
     ),
+    (&["shim_overhead"], overhead::measure),
+    (&["start_to_app"], start::measure),
     (&["put_to_file"], push::measure),
     (&["death_to_role_gone"], postgres::measure_death),
     (&["attest"], attest::measure),

@@ -1,6 +1,5 @@
 //! Several containers from one compose file.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -18,6 +17,7 @@ const TMPFS: &str = "size=1m,uid=1000,gid=1000,mode=0750,noexec,nosuid,nodev,nos
 pub struct Compose<'a> {
     docker: &'a Docker,
     dir: TempDir,
+    files: Vec<String>,
     project: String,
 }
 
@@ -28,11 +28,7 @@ impl<'a> Compose<'a> {
     /// # Errors
     /// When the file is wrong or a service does not start.
     pub fn up(docker: &'a Docker, services: &str, volumes: &[&str]) -> Result<Self> {
-        let compose = Self {
-            docker,
-            dir: TempDir::new()?,
-            project: format!("mayfly{}", random_text(6)?),
-        };
+        let dir = TempDir::new()?;
         let mut file = format!("version: \"3.7\"\nservices:\n{services}\n");
         if !volumes.is_empty() {
             file.push_str("volumes:\n");
@@ -42,7 +38,21 @@ impl<'a> Compose<'a> {
                 "  {volume}:\n    driver_opts: {{type: tmpfs, device: tmpfs, o: \"{TMPFS}\"}}\n"
             ));
         }
-        std::fs::write(compose.file(), file)?;
+        std::fs::write(dir.join("compose.yml"), file)?;
+        Self::of(docker, dir, &["compose.yml"])
+    }
+
+    /// Brings up what files of a directory say together, the later ones over the earlier.
+    ///
+    /// # Errors
+    /// When a file is wrong or a service does not start.
+    pub fn of(docker: &'a Docker, dir: TempDir, files: &[&str]) -> Result<Self> {
+        let compose = Self {
+            docker,
+            dir,
+            files: files.iter().map(|file| (*file).to_owned()).collect(),
+            project: format!("mayfly{}", random_text(6)?),
+        };
         compose.cli(&["up", "-d"])?;
         Ok(compose)
     }
@@ -58,15 +68,14 @@ impl<'a> Compose<'a> {
     /// When it fails.
     pub fn cli(&self, args: &[&str]) -> Result<String> {
         let mut command = client(self.docker);
-        command
-            .arg("-f")
-            .arg(self.file())
-            .args(["-p", &self.project])
-            .args(args);
+        for file in &self.files {
+            command.arg("-f").arg(self.dir.join(file));
+        }
+        command.args(["-p", &self.project]).args(args);
         output(&mut command)
     }
 
-    /// The container of a service (the first, when it is scaled).
+    /// The container of a service (the first, when it is scaled), ended or not.
     ///
     /// # Errors
     /// When there is none.
@@ -76,6 +85,7 @@ impl<'a> Compose<'a> {
         let service = format!("label=com.docker.compose.service={name}");
         let ps = [
             "ps",
+            "--all",
             "--quiet",
             "--no-trunc",
             "--filter",
@@ -89,10 +99,6 @@ impl<'a> Compose<'a> {
             .next()
             .with_context(|| format!("no container of service {name}"))?;
         Ok(Container::new(self.docker, id.to_string(), false))
-    }
-
-    fn file(&self) -> PathBuf {
-        self.dir.join("compose.yml")
     }
 }
 

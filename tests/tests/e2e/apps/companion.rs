@@ -1,0 +1,134 @@
+//! The companion of docs/sidecar.md, by its own words: a sidecar in a container beside one that knows
+//! nothing of us.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use mayfly_tests::harness::{
+    Broker, Compose, Container, Docker, Image, PostgresServer, TempDir, output, wait_until,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::{configure, connection, examples, has_role, role};
+use crate::e2e::resilience::app::ALL;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// What the page leaves to its reader: the application, and where things are on this machine.
+const HERE: &str = r#"
+services:
+  app:
+    image: apps:alone
+    user: "1000:1000"
+    network_mode: none
+    command: [sh, -c, "trap 'echo heard $$(cat /run/secrets/app-db/username).' HUP; while :; do sleep 0.05; done"]
+  sidecar:
+    network_mode: none
+    volumes: ["SOCKET:/run/mayfly:ro"]
+"#;
+
+/// The first block of a language after a mark, in the page about the sidecar.
+pub fn block(mark: &str, language: &str) -> Result<String> {
+    let page = std::fs::read_to_string(examples().join("../../docs/sidecar.md"))?;
+    let after = page
+        .split_once(mark)
+        .with_context(|| format!("no {mark:?}"))?
+        .1;
+    let fence = format!("```{language}\n");
+    let begun = after
+        .split_once(&fence)
+        .with_context(|| format!("no block after {mark:?}"))?
+        .1;
+    Ok(begun
+        .split_once("```")
+        .context("a block without an end")?
+        .0
+        .to_owned())
+}
+
+/// The images of `make images`, and one of an application that has nothing of ours in it.
+pub fn images(docker: &Docker) -> Result<()> {
+    output(&mut docker.client_of(examples().join("../images/build")))?;
+    let image = Image::scratch()?.busybox()?;
+    // With its owner, the engine would give it to the volume.
+    std::fs::remove_dir(image.root().join("run/secrets"))?;
+    image.load(docker, "apps:alone").map(drop)
+}
+
+fn end(container: &Container<'_>) -> Result<i32> {
+    let pid = container.pid()?;
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    Ok(pid)
+}
+
+#[test]
+fn a_companion_serves_a_container_that_knows_nothing_of_it() -> Result<()> {
+    let docker = Docker::host()?;
+    images(docker)?;
+    let server = PostgresServer::start(&["fsync=off"])?;
+    let broker = Broker::beside(docker)?;
+    let config = [connection(&server), role("app-db", "1m")];
+    configure(&broker, ALL, &config.concat())?;
+
+    let dir = TempDir::new()?;
+    let mark = "**Companion.**";
+    let here = HERE.replace("SOCKET", &broker.workload_dir().display().to_string());
+    for (name, text) in [
+        ("compose.yaml", block(mark, "yaml")?),
+        ("sidecar.toml", block(mark, "toml")?),
+        ("here.yaml", here),
+    ] {
+        std::fs::write(dir.join(name), text)?;
+    }
+    let compose = Compose::of(docker, dir, &["compose.yaml", "here.yaml"])?;
+    let app = compose.service("app")?;
+    let why = || format!("{:?}", compose.cli(&["logs"]));
+    let user = || app.exec(&["cat", "/run/secrets/app-db/username"]);
+    let first = wait_until(SOON, "the first role", || user().map(Some)).with_context(why)?;
+    let lease = || -> Result<Value> {
+        let leases = broker.cli_json(&["leases"])?;
+        let active = leases.as_array().context("no list")?.iter();
+        let mut active = active.filter(|lease| lease["state"] == "active");
+        Ok(active.next().context("no lease")?["lease"].clone())
+    };
+
+    // It hears of a change by a signal, and the new files are there by then.
+    let rotate = |before: &str| -> Result<String> {
+        broker.cli(&["rotate", "app-db"])?;
+        let next = wait_until(SOON, "the next role", || {
+            let next = user()?;
+            Ok((next != before).then_some(next))
+        })?;
+        app.wait_for_log(&format!("heard {next}."), SOON)?;
+        Ok(next)
+    };
+    let second = rotate(&first).with_context(why)?;
+
+    // A companion that is killed comes back to what it had.
+    let held = lease()?;
+    let sidecar = compose.service("sidecar")?;
+    let dead = end(&sidecar)?;
+    wait_until(SOON, "another sidecar", || {
+        ensure!(sidecar.pid()? != dead, "it is not gone yet");
+        sidecar.exec(&["/bin/mayfly-sidecar", "health"]).map(Some)
+    })
+    .with_context(why)?;
+    ensure!(lease()? == held && user()? == second, "another lease");
+    let third = rotate(&second).with_context(why)?;
+    let health =
+        || -> Result<bool> { Ok(sidecar.inspect()?["State"]["Health"]["Status"] == "healthy") };
+    wait_until(SOON, "the engine to call it healthy", || {
+        Ok(health()?.then_some(()))
+    })?;
+
+    // The application is the workload: with it all ends.
+    end(&app)?;
+    wait_until(SOON, "its role to go", || {
+        Ok((!has_role(&server, &third)?).then_some(()))
+    })?;
+    wait_until(SOON, "its leases to end", || {
+        Ok((broker.cli_json(&["leases"])? == Value::Array(Vec::new())).then_some(()))
+    })
+}
