@@ -136,6 +136,17 @@ impl EngineConfig {
             Self::Rabbitmq(settings) => Some(&settings.connection),
         }
     }
+
+    /// The users that stand at a target already and are shared by all holders, and where.
+    #[must_use]
+    pub fn fixed_users(&self) -> Option<(&ConnectionName, &[String])> {
+        match self {
+            Self::Postgres(settings) | Self::Mysql(settings) => {
+                Some((&settings.connection, &settings.fixed))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A signature algorithm (RFC 7518, RFC 8037).

@@ -165,10 +165,10 @@ impl Door {
         }
         let json = serde_json::to_string(&next.desired).map_err(super::inside)?;
         let number = next.number;
-        let commit = self
-            .store
-            .commit(vec![Op::ConfigPut(Configuration { number, json })]);
-        match commit.await {
+        let mut ops = vec![Op::ConfigPut(Configuration { number, json })];
+        // Another server must not be told the password of this one.
+        ops.extend(gone(&applied, &next).flat_map(connections::forgotten));
+        match self.store.commit(ops).await {
             Ok(()) => {}
             Err(StoreError::Conflict(cause)) => {
                 return Err(Refusal::because(Code::Conflict, cause));
@@ -293,6 +293,20 @@ impl Door {
             if let Err(problem) = checked {
                 problems.push(format!("credential {name}: {problem}"));
             }
+            let (ttl, most) = (config.ttl_seconds, config.max_ttl_seconds);
+            if let Some(most) = most.filter(|most| *most < ttl) {
+                problems.push(format!(
+                    "credential {name}: max_ttl: expected no less than its ttl of {ttl} seconds, \
+                     found {most} seconds"
+                ));
+            }
+            let grace = config.grace_seconds;
+            if let Some(grace) = grace.filter(|grace| grace > TTL.end()) {
+                problems.push(format!(
+                    "credential {name}: grace: expected at most {} days, found {grace} seconds",
+                    TTL.end() / 86_400,
+                ));
+            }
         }
         if desired.credentials.len() > MAX_CREDENTIALS {
             let found = desired.credentials.len();
@@ -311,12 +325,9 @@ impl Door {
         }
     }
 
-    /// A server whose accounts must still be removed cannot go.
+    /// A server whose accounts must still be removed cannot go, nor give its name to another.
     async fn still_used(&self, applied: &Applied, next: &Applied) -> Result<(), Refusal> {
-        let stays =
-            |name: &ConnectionName| next.connections().iter().any(|config| config.name == *name);
-        let gone = (applied.connections().iter()).filter(|config| !stays(&config.name));
-        for connection in gone.map(|config| &config.name) {
+        for connection in gone(applied, next) {
             let mut accounts = BTreeSet::new();
             let mut count = |leases: Vec<Lease>| {
                 let there = leases.into_iter().filter(|lease| {
@@ -341,9 +352,10 @@ impl Door {
                 return Err(Refusal::because(
                     Code::Conflict,
                     format!(
-                        "connection {connection}: {} of its accounts belong to leases: remove the \
-                         credentials that use it, apply that, see with `mayfly leases` that they \
-                         are gone, and then remove the connection",
+                        "connection {connection}: {} of its accounts belong to leases, and would stay \
+                         at the server for ever: remove the credentials that use it, apply that, \
+                         see with `mayfly leases` that they are gone, and then remove the \
+                         connection, or have it lead to another server",
                         accounts.len()
                     ),
                 ));
@@ -360,6 +372,16 @@ impl Door {
             changes: plan::changes(applied.side(), next.side(), &leases),
         })
     }
+}
+
+/// The servers that are used no more: their connections go, or lead elsewhere.
+fn gone<'a>(old: &'a Applied, new: &'a Applied) -> impl Iterator<Item = &'a ConnectionName> {
+    let gone = old.connections().iter().filter(|was| {
+        let mut now = new.connections().iter();
+        let now = now.find(|now| now.name == was.name);
+        now.is_none_or(|now| connections::is_elsewhere(was, now))
+    });
+    gone.map(|config| &config.name)
 }
 
 /// The credentials whose leases must be made anew: their engine or its settings changed, and what the

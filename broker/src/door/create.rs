@@ -231,7 +231,10 @@ impl Door {
             due_at: due(lease.issued_at, lease.expires_at),
             ..lease.clone()
         };
-        let grace = config.grace_seconds.unwrap_or(GRACE_SECONDS) * 1000;
+        let grace = config
+            .grace_seconds
+            .unwrap_or(GRACE_SECONDS)
+            .saturating_mul(1000);
         let (mut ops, mut events) = (Vec::new(), Vec::new());
         let mut retired = None;
         let place = (lease.workload.clone(), lease.credential.clone());

@@ -2,6 +2,7 @@
 //! broker's own account at each, sealed in the store.
 
 use super::EngineError;
+use super::root::KIND as ROOT;
 use crate::seal::{RecordId, RootKeys};
 use crate::store::{Op, Store, StoreError};
 use mayfly_wire::admin::Desired;
@@ -151,7 +152,52 @@ pub fn problems(desired: &Desired) -> Vec<String> {
         };
         problems.push(format!("credential {name}: {problem}"));
     }
+    shared_users(desired, &mut problems);
     problems
+}
+
+/// The `static` users of credentials: none is the broker's own account, and none belongs to two, because
+/// each rotation of one would break the holders of the other.
+fn shared_users(desired: &Desired, problems: &mut Vec<String>) {
+    let mut taken = BTreeMap::new();
+    for credential in &desired.credentials {
+        let name = &credential.name;
+        let Some((connection, users)) = credential.engine.fixed_users() else {
+            continue;
+        };
+        let own = (desired.connections.iter())
+            .find(|config| config.name == *connection)
+            .map(|config| config.username.as_str());
+        for user in users {
+            if own == Some(user) {
+                problems.push(format!(
+                    "credential {name}: static: expected users of workloads, found {user}, which is the \
+                     broker's own account at {connection}"
+                ));
+            }
+            if let Some(other) = taken.insert((connection, user), name) {
+                problems.push(format!(
+                    "credential {name}: static: expected a user of its own, found {user}, which \
+                     credential {other} has at {connection} too"
+                ));
+            }
+        }
+    }
+}
+
+/// Whether `now` is another server than `was`, which knows neither its accounts nor its password.
+#[must_use]
+pub fn is_elsewhere(was: &ConnectionConfig, now: &ConnectionConfig) -> bool {
+    (was.engine, &was.host, was.port) != (now.engine, &now.host, now.port)
+}
+
+/// What takes the passwords of the broker's own account at a server out of the store.
+#[must_use]
+pub fn forgotten(name: &ConnectionName) -> [Op; 2] {
+    [
+        Op::MetaRemove(key(name)),
+        Op::MetaRemove(format!("{ROOT}/{name}")),
+    ]
 }
 
 fn check(config: &ConnectionConfig) -> Result<(), String> {

@@ -15,6 +15,9 @@ use mayfly_wire::{ConnectionName, Secret};
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
+/// Before a connection's name, in the keys of sealed entries.
+pub(super) const KIND: &str = "root";
+
 /// The broker's own passwords that are being changed.
 pub struct Roots {
     entries: Entries,
@@ -34,7 +37,7 @@ impl Roots {
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
-            entries: Entries::new(store, keys, "root"),
+            entries: Entries::new(store, keys, KIND),
             connections,
             clock,
             changing: Mutex::default(),

@@ -82,6 +82,15 @@ pub async fn leases(client: &Client, out: Out, args: LeasesArgs) -> Result<(), F
     out.show(&leases, |leases| leases_text(leases, when::now()))
 }
 
+const REVOKED: progress::Said = progress::Said {
+    done: "revoked",
+    otherwise: "yet and are tried again (`mayfly leases --stuck`)",
+};
+const ROTATED: progress::Said = progress::Said {
+    done: "rotated",
+    otherwise: "and stay as they were; rotate again when the cause is gone",
+};
+
 /// `mayfly revoke`
 pub async fn revoke(client: &Client, out: Out, args: RevokeArgs) -> Result<(), Failure> {
     let which = args.which.filter(args.lease);
@@ -97,7 +106,7 @@ pub async fn revoke(client: &Client, out: Out, args: RevokeArgs) -> Result<(), F
         all: args.all,
         forget: args.forget,
     };
-    progress::follow(client, out, "/v1/revoke", &revoke, "revoked").await
+    progress::follow(client, out, "/v1/revoke", &revoke, REVOKED).await
 }
 
 /// `mayfly rotate`
@@ -106,7 +115,7 @@ pub async fn rotate(client: &Client, out: Out, args: RotateArgs) -> Result<(), F
         credentials: args.credentials,
         all: args.all,
     };
-    progress::follow(client, out, "/v1/rotate", &rotate, "rotated").await
+    progress::follow(client, out, "/v1/rotate", &rotate, ROTATED).await
 }
 
 fn query(filter: &LeaseFilter) -> String {

@@ -7,6 +7,14 @@ use mayfly_wire::admin::Progress;
 use serde::Serialize;
 use std::io::{self, IsTerminal as _, Write as _};
 
+/// How an act is spoken of.
+pub struct Said {
+    /// What was done: `revoked`.
+    pub done: &'static str,
+    /// What becomes of what could not be done.
+    pub otherwise: &'static str,
+}
+
 /// Posts a request and follows its progress: a line that changes on a terminal, one JSON line for each
 /// step for programs, and at last what was done.
 pub async fn follow(
@@ -14,8 +22,9 @@ pub async fn follow(
     out: Out,
     path: &str,
     body: &impl Serialize,
-    done: &str,
+    said: Said,
 ) -> Result<(), Failure> {
+    let Said { done, otherwise } = said;
     let live = io::stderr().is_terminal() && !out.is_json();
     let mut last = Progress::default();
     let mut wrong = None;
@@ -70,7 +79,7 @@ pub async fn follow(
     }
     let problems: Vec<_> = last.problems.iter().map(|problem| clean(problem)).collect();
     Err(Failure::Failed(format!(
-        "{} could not be {done} yet and are tried again (`mayfly leases --stuck`): {}",
+        "{} could not be {done} {otherwise}: {}",
         last.failed,
         problems.join("; ")
     )))

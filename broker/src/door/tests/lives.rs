@@ -2,7 +2,8 @@
 
 use super::target::{Mode, account};
 use super::world::*;
-use crate::store::LeaseState;
+use crate::store::{LeaseState, Op};
+use mayfly_wire::admin::CredentialConfig;
 use mayfly_wire::audit::Event;
 use mayfly_wire::session::ServerMessage;
 use std::time::{Duration, Instant};
@@ -178,7 +179,78 @@ async fn a_server_stays_while_leases_have_accounts_there() {
     none.connections.clear();
     let refused = world.try_apply(none.clone()).await.unwrap_err();
     assert_eq!(refused.code, mayfly_wire::Code::Conflict);
+    // Under the same name the accounts would be looked for at another server, and not be found there.
+    let mut elsewhere = desired(vec![db("db", 600)]);
+    elsewhere.connections[0].host = "127.0.0.2".into();
+    let refused = world.try_apply(elsewhere.clone()).await.unwrap_err();
+    assert_eq!(refused.code, mayfly_wire::Code::Conflict);
+    let mut port = desired(vec![db("db", 600)]);
+    port.connections[0].port = Some(5555);
+    let refused = world.try_apply(port).await.unwrap_err();
+    assert_eq!(refused.code, mayfly_wire::Code::Conflict);
+
     world.died(1).await.unwrap();
     world.settled().await;
+    let kept = [
+        Op::MetaPut("connection/shop".into(), vec![1]),
+        Op::MetaPut("root/shop".into(), vec![1]),
+    ];
+    world.store.commit(kept.into()).await.unwrap();
+    world.apply(vec![db("db", 601)]).await;
+    let password = || world.store.meta("connection/shop".to_owned());
+    assert!(password().await.unwrap().is_some(), "it is the same server");
+    world.try_apply(elsewhere).await.unwrap();
+    assert!(password().await.unwrap().is_none(), "another would be told");
+    let begun = world.store.meta("root/shop".to_owned()).await.unwrap();
+    assert!(begun.is_none(), "another would be told");
     world.try_apply(none).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn static_users_are_nobody_elses() {
+    use mayfly_wire::admin::EngineConfig;
+    let world = World::new().await;
+    let fixed = |name: &str, at: &str, users: &[&str]| CredentialConfig {
+        engine: EngineConfig::Postgres(
+            serde_json::from_value(serde_json::json!({"connection": at, "static": users})).unwrap(),
+        ),
+        ..db(name, 600)
+    };
+    let twice = vec![
+        fixed("one", "shop", &["app_a", "app_b"]),
+        fixed("two", "shop", &["app_b"]),
+    ];
+    let refused = world.try_apply(desired(twice)).await.unwrap_err();
+    assert!(refused.to_string().contains("app_b"), "{refused}");
+    let own = vec![fixed("one", "shop", &["broker"])];
+    let refused = world.try_apply(desired(own)).await.unwrap_err();
+    assert!(refused.to_string().contains("own account"), "{refused}");
+    let good = vec![
+        fixed("one", "shop", &["app_a"]),
+        fixed("two", "other", &["app_a"]),
+    ];
+    world.try_apply(desired(good)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_that_cannot_be_kept_are_refused() {
+    let world = World::new().await;
+    for (most, grace, problem) in [
+        (Some(599), None, "max_ttl"),
+        (None, Some(u64::MAX), "grace"),
+    ] {
+        let config = CredentialConfig {
+            max_ttl_seconds: most,
+            grace_seconds: grace,
+            ..db("db", 600)
+        };
+        let refused = world.try_apply(desired(vec![config])).await.unwrap_err();
+        assert_eq!(refused.code, mayfly_wire::Code::BadRequest);
+        assert!(refused.to_string().contains(problem), "{refused}");
+    }
+    let config = CredentialConfig {
+        max_ttl_seconds: Some(600),
+        ..db("db", 600)
+    };
+    world.try_apply(desired(vec![config])).await.unwrap();
 }
