@@ -6,6 +6,8 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "postgres/hostile.rs"]
+mod hostile;
 #[path = "postgres/place.rs"]
 mod place;
 #[path = "postgres/proxy.rs"]

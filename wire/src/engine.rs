@@ -180,6 +180,10 @@ pub struct SqlSettings {
     /// Statements that remove it; the engine has its own when this is empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoke: Vec<String>,
+    /// PostgreSQL only: the role that what a holder's role owns is given to when that is removed. One
+    /// that `create` grants to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heir: Option<String>,
     /// One user whose password is rotated, or two that take turns, so that a rotation never breaks a
     /// client that is connecting.
     #[serde(default, rename = "static", skip_serializing_if = "Vec::is_empty")]

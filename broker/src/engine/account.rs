@@ -45,6 +45,9 @@ pub(super) struct Account {
     /// The operator's statements that remove it, as they were when it was issued.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) revoke: Vec<String>,
+    /// Who then owns what it owned, as it was when it was issued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) heir: Option<String>,
 }
 
 impl Account {
@@ -71,7 +74,11 @@ impl Account {
         let password = String::from_utf8(made.expose().to_vec()).map(Zeroizing::new);
         let password =
             password.map_err(|_| EngineError::Unfit("a password is not text".to_owned()))?;
-        Ok(Self { password, revoke })
+        Ok(Self {
+            password,
+            revoke,
+            heir: None,
+        })
     }
 
     /// That of a lease.

@@ -379,6 +379,9 @@ impl Engine for Mysql {
         if let Some(policy) = &settings.password {
             password::check(policy)?;
         }
+        if settings.heir.is_some() {
+            return Err("heir: expected none, for users of this server own nothing".to_owned());
+        }
         if settings.fixed.is_empty() {
             if settings.create.is_empty() {
                 return Err("expected statements in create, or users in static".to_owned());

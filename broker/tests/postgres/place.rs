@@ -15,7 +15,9 @@ use mayfly_wire::{
     ConnectionConfig, ConnectionName, EngineKind, Evidence, LeaseId, Posture, Secret, WorkloadKey,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Stdio};
 use std::sync::Arc;
 
 pub const CREATE: &str =
@@ -141,6 +143,52 @@ impl Holder {
     }
 }
 
+/// A session that somebody types into.
+pub struct Input {
+    psql: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Input {
+    pub fn of(server: &PostgresServer, user: &str, password: &str) -> Self {
+        let mut psql = server
+            .client(user, password)
+            .unwrap()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(psql.stdout.take().unwrap());
+        Self { psql, output }
+    }
+
+    /// Says something, and waits until it is done.
+    pub fn say(&mut self, sql: &str) {
+        writeln!(self.psql.stdin.as_mut().unwrap(), "{sql} SELECT 'done';").unwrap();
+        let mut line = String::new();
+        while line != "done\n" {
+            line.clear();
+            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "{sql}");
+        }
+    }
+
+    /// Whether the server has ended it: what is said now fails.
+    pub fn is_ended(mut self) -> bool {
+        let mut stdin = self.psql.stdin.take().unwrap();
+        let _ = writeln!(stdin, "SELECT 1;");
+        drop(stdin);
+        !self.psql.wait().unwrap().success()
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        let _ = self.psql.kill();
+        let _ = self.psql.wait();
+    }
+}
+
 pub fn connection() -> ConnectionName {
     "shop".parse().unwrap()
 }
@@ -167,6 +215,7 @@ pub fn settings(create: &[&str]) -> SqlSettings {
         create: create.iter().map(|text| (*text).to_owned()).collect(),
         renew: Vec::new(),
         revoke: Vec::new(),
+        heir: None,
         fixed: Vec::new(),
         rotate_every: None,
         password: None,

@@ -5,7 +5,6 @@ use crate::server::PostgresServer;
 use mayfly_broker::engine::Engine as _;
 use mayfly_broker::store::Source;
 use mayfly_wire::connection::Tls;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::Stdio;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,7 +73,9 @@ async fn a_role_lives_as_long_as_its_lease_and_no_log_has_its_password() {
 #[tokio::test(flavor = "multi_thread")]
 async fn revoking_ends_sessions_and_what_the_role_owns_stays() {
     let server = PostgresServer::start(&["fsync=off"]).unwrap();
-    server.psql("CREATE TABLE t (n int)").unwrap();
+    server
+        .psql("CREATE TABLE t (n int); CREATE ROLE keeper")
+        .unwrap();
     let place = Place::at(&server).await;
     let credential = credential(settings(&[
         CREATE,
@@ -101,40 +102,27 @@ async fn revoking_ends_sessions_and_what_the_role_owns_stays() {
     assert_eq!(roles(&server), 0);
     place.engine.revoke(&broken).await.unwrap();
 
-    let credential = crate::place::credential(settings(&[
+    let mut settings = settings(&[
         CREATE,
         "GRANT ALL ON SCHEMA public TO {{name}}",
         "GRANT ALL ON t TO {{name}}",
-    ]));
+        "GRANT keeper TO {{name}}",
+    ]);
+    settings.heir = Some("keeper".to_owned());
+    let credential = crate::place::credential(settings);
+    place.engine.check(&credential).unwrap();
     let (holder, lease) = place.made(&credential).await;
-    let mut psql = server
-        .client(holder.user(), holder.password())
-        .unwrap()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut input = psql.stdin.take().unwrap();
-    let mut output = BufReader::new(psql.stdout.take().unwrap());
-    writeln!(
-        input,
-        "CREATE TABLE mine AS SELECT 7 AS n; BEGIN; LOCK TABLE mine, t; SELECT 'locked';"
-    )
-    .unwrap();
-    let mut line = String::new();
-    output.read_line(&mut line).unwrap();
-    assert_eq!(line, "locked\n");
+    let mut session = Input::of(&server, holder.user(), holder.password());
+    session.say("CREATE TABLE mine AS SELECT 7 AS n; BEGIN; LOCK TABLE mine, t;");
 
     place.engine.revoke(&lease).await.unwrap();
     let sessions =
         "SELECT count(*) FROM pg_stat_activity WHERE usesysid NOT IN (SELECT oid FROM pg_roles)";
     assert_eq!(server.psql(sessions).unwrap(), "0");
     assert_eq!(roles(&server), 0);
-    writeln!(input, "SELECT 1;").unwrap();
-    drop(input);
-    assert!(!psql.wait().unwrap().success());
-    assert_eq!(server.psql("SELECT n FROM mine").unwrap(), "7");
+    assert!(session.is_ended());
+    let kept = "SELECT n, tableowner FROM mine, pg_tables WHERE tablename = 'mine'";
+    assert_eq!(server.psql(kept).unwrap(), "7|keeper");
 }
 
 /// As docs/engines.md says that it is to be made.
@@ -152,7 +140,9 @@ async fn an_account_that_is_no_superuser_can_do_all_of_it() {
     let mut account = config(server.port());
     account.username = "mayfly".to_owned();
     let place = Place::new(account, "m").await;
-    let granted = credential(settings(&[CREATE, "GRANT orders_rw TO {{name}}"]));
+    let mut own = settings(&[CREATE, "GRANT orders_rw TO {{name}}"]);
+    own.heir = Some("orders_rw".to_owned());
+    let granted = credential(own);
     let (holder, mut lease) = place.made(&granted).await;
     let table = "CREATE TABLE mine AS SELECT 7 AS n";
     server
@@ -168,7 +158,7 @@ async fn an_account_that_is_no_superuser_can_do_all_of_it() {
     assert!(!session.wait().unwrap().success());
     assert_eq!(roles(&server), 0);
     let owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'mine'";
-    assert_eq!(server.psql(owner).unwrap(), "mayfly");
+    assert_eq!(server.psql(owner).unwrap(), "orders_rw");
 
     let mut fixed = settings(&[]);
     fixed.fixed = vec!["reports".to_owned()];
@@ -263,6 +253,17 @@ async fn settings_that_cannot_be_right_are_refused() {
         (
             one(|s| s.renew.push("SELECT {{password}}, {{name}}".into())),
             "renew, statement 1",
+        ),
+        (
+            one(|s| s.heir = Some("a\"; DROP ROLE b; --".into())),
+            "heir: expected a role's name",
+        ),
+        (
+            one(|s| {
+                s.heir = Some("a".into());
+                s.revoke.push("DROP ROLE {{name}}".into())
+            }),
+            "none beside revoke",
         ),
         (
             one(|s| s.fixed.push("a".into())),
@@ -366,6 +367,9 @@ async fn the_servers_certificate_and_name_are_checked() {
 async fn many_at_once_grants_on_the_same_table_do_not_disturb_each_other() {
     let server = PostgresServer::start(&["fsync=off"]).unwrap();
     server.psql("CREATE TABLE t (n int)").unwrap();
+    // No lock that a workload can take is in the way of those who try again.
+    let mut thief = Input::of(&server, PostgresServer::ROOT, PostgresServer::PASSWORD);
+    thief.say("SELECT pg_advisory_lock(1835104614, 1886352244);");
     let place = std::sync::Arc::new(Place::at(&server).await);
     let credential = credential(settings(&[CREATE, "GRANT SELECT ON t TO {{name}}"]));
     let tasks: Vec<_> = (0..40)

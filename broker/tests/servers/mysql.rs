@@ -21,6 +21,7 @@ fn settings() -> SqlSettings {
         create: Vec::new(),
         renew: Vec::new(),
         revoke: Vec::new(),
+        heir: None,
         fixed: Vec::new(),
         rotate_every: None,
         password: None,

@@ -373,6 +373,7 @@ pub fn db_at(name: &str, connection: &str, ttl_seconds: u64) -> CredentialConfig
             create: Vec::new(),
             renew: Vec::new(),
             revoke: Vec::new(),
+            heir: None,
             fixed,
             rotate_every: None,
             password: None,

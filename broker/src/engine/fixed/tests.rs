@@ -109,6 +109,7 @@ fn settings(users: &[&str]) -> SqlSettings {
         create: Vec::new(),
         renew: Vec::new(),
         revoke: Vec::new(),
+        heir: None,
         fixed: users.iter().map(|user| (*user).to_owned()).collect(),
         rotate_every: Some(Span(60)),
         password: None,

@@ -1,9 +1,8 @@
 //! What a role is called, and what its holder is told.
 
-use super::connect::{DATABASE, PORT, place};
+use super::connect::{DATABASE, PORT, place, speaks_tls};
 use crate::engine::EngineError;
 use crate::engine::account::{encode, plain};
-use mayfly_wire::connection::Tls;
 use mayfly_wire::session::Layout;
 use mayfly_wire::{ConnectionConfig, CredentialName, FieldName, LeaseId, Secret};
 use std::collections::BTreeMap;
@@ -35,10 +34,7 @@ pub(super) fn fields(
     let told = config.public_host.as_deref().unwrap_or(&config.host);
     let (host, port) = place(told, config.port.unwrap_or(PORT));
     let database = config.database.as_deref().unwrap_or(DATABASE);
-    let mode = match config.tls {
-        Tls::Verify => Some("verify-full"),
-        Tls::Off => None,
-    };
+    let mode = speaks_tls(host, config.tls).then_some("verify-full");
     // Enough for all of it encoded, so that no piece of it is left behind in memory as it grows.
     let parts = [user.len(), password.len(), host.len(), database.len()];
     let room = parts.iter().sum::<usize>() * 3 + 64;
@@ -84,6 +80,7 @@ pub(super) fn fields(
 mod tests {
     use super::*;
     use mayfly_wire::EngineKind;
+    use mayfly_wire::connection::Tls;
 
     #[test]
     fn names_are_plain_whatever_the_workload_is_called() {
@@ -140,14 +137,18 @@ mod tests {
         let (uri, host, mode) = shown(&config);
         assert_eq!(uri, "postgresql://mf_a:a%2Fb%40c%25@[::1]:5432/sh%23p");
         assert_eq!((host.as_str(), mode), ("::1", None));
-        let remote = ConnectionConfig {
+        let mut remote = ConnectionConfig {
             public_host: None,
             tls: Tls::Verify,
             ..config
         };
         let (uri, _, mode) = shown(&remote);
+        assert!(uri.ends_with("@%2Frun%2Fpg:5432/sh%23p"), "{uri}");
+        assert_eq!(mode, None, "there is no TLS on a socket");
+        remote.public_host = Some("db".to_owned());
+        let (uri, _, mode) = shown(&remote);
         assert!(
-            uri.ends_with("@%2Frun%2Fpg:5432/sh%23p?sslmode=verify-full"),
+            uri.ends_with("@db:5432/sh%23p?sslmode=verify-full"),
             "{uri}"
         );
         assert_eq!(mode.as_deref(), Some("verify-full"));

@@ -29,9 +29,9 @@ pub(super) const PORT: u16 = 5432;
 pub(super) const DATABASE: &str = "postgres";
 /// Waits while server processes end: the first, and the longest.
 const ENDING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
-/// For each session: the server gives up by itself what the broker has given up, and a broker that is
-/// gone without a word does not leave its sessions there.
-const OPTIONS: &str = "-c statement_timeout=10000 -c lock_timeout=10000 \
+/// For each session: the server gives up by itself, before the broker does, what others' locks hold up;
+/// and a broker that is gone without a word does not leave its sessions there.
+const OPTIONS: &str = "-c statement_timeout=8000 -c lock_timeout=3000 \
     -c idle_in_transaction_session_timeout=10000 -c client_min_messages=error";
 
 /// Opens sessions.
@@ -46,7 +46,11 @@ pub(super) struct Login {
     settled: Mutex<HashSet<(String, u16, String)>>,
     /// Server processes that had an operation which was cut off.
     lost: Mutex<HashMap<ConnectionName, Vec<i32>>>,
+    /// For each target, whose turn it is to try again.
+    turns: Mutex<HashMap<ConnectionName, Turn>>,
 }
+
+type Turn = Arc<tokio::sync::Mutex<()>>;
 
 /// Why somebody does not get in.
 enum Denied {
@@ -80,6 +84,7 @@ impl Login {
             count: AtomicU64::new(0),
             settled: Mutex::default(),
             lost: Mutex::default(),
+            turns: Mutex::default(),
         })
     }
 
@@ -115,7 +120,11 @@ impl Login {
             Err(EngineError::Unavailable(_)) if target.config.host.starts_with('/') => None,
             Err(error) => return Err(error.to_string()),
         };
-        let denied = match self.log_in(target, known.as_ref()).await {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(turns.entry(name.clone()).or_default())
+        };
+        let denied = match self.log_in(target, known.as_ref(), &turn).await {
             Ok(session) => return Ok(session),
             Err(Denied::Other(cause)) => return Err(cause),
             Err(denied) => denied,
@@ -125,7 +134,7 @@ impl Login {
         let Some(pending) = pending.map_err(|error| error.to_string())? else {
             return Err(denied.cause());
         };
-        let session = self.log_in(target, Some(&pending)).await;
+        let session = self.log_in(target, Some(&pending), &turn).await;
         let session = session.map_err(Denied::cause)?;
         let promoted = self.roots.promote(name, &pending).await;
         promoted.map_err(|error| error.to_string())?;
@@ -133,7 +142,12 @@ impl Login {
         Ok(session)
     }
 
-    async fn log_in(&self, target: &Target, password: Option<&Secret>) -> Result<Session, Denied> {
+    async fn log_in(
+        &self,
+        target: &Target,
+        password: Option<&Secret>,
+        turn: &Turn,
+    ) -> Result<Session, Denied> {
         let settings = &target.config;
         let mut config = config(settings);
         let number = self.count.fetch_add(1, Ordering::Relaxed);
@@ -141,12 +155,12 @@ impl Login {
         if let Some(password) = password {
             config.password(password.expose());
         }
-        let opened = match settings.tls {
-            Tls::Off => Session::over(config.connect(NoTls).await),
-            Tls::Verify => {
-                let client = tls::client(settings.ca_pem.as_deref()).map_err(Denied::Other)?;
-                Session::over(config.connect(Rustls(client)).await)
-            }
+        let turn = Arc::clone(turn);
+        let opened = if speaks_tls(&settings.host, settings.tls) {
+            let client = tls::client(settings.ca_pem.as_deref()).map_err(Denied::Other)?;
+            Session::over(config.connect(Rustls(client)).await, turn)
+        } else {
+            Session::over(config.connect(NoTls).await, turn)
         };
         let session = opened.map_err(|error| {
             let cause = super::session::cause(&error);
@@ -214,11 +228,17 @@ fn config(settings: &ConnectionConfig) -> Config {
         .options(OPTIONS)
         .keepalives_idle(Duration::from_secs(30))
         .tcp_user_timeout(Duration::from_secs(30))
-        .ssl_mode(match settings.tls {
-            Tls::Verify => SslMode::Require,
-            Tls::Off => SslMode::Disable,
+        .ssl_mode(if speaks_tls(&settings.host, settings.tls) {
+            SslMode::Require
+        } else {
+            SslMode::Disable
         });
     config
+}
+
+/// The server speaks no TLS on a unix socket.
+pub(super) fn speaks_tls(host: &str, tls: Tls) -> bool {
+    tls == Tls::Verify && !host.starts_with('/')
 }
 
 /// Host and port, for which the socket itself may stand: `/run/postgresql/.s.PGSQL.5432`.

@@ -5,6 +5,7 @@
 
 mod account;
 mod connect;
+mod farewell;
 mod scram;
 mod session;
 mod sql;
@@ -110,6 +111,7 @@ impl Postgres {
             let kept = Account {
                 password: text(&made)?,
                 revoke: settings.revoke.clone(),
+                heir: settings.heir.clone(),
             };
             let record = lease_record(request.lease);
             let sealed = self.keys.seal(&record, CONTENT, &kept.export()?)?;
@@ -245,7 +247,7 @@ impl Postgres {
                 expiration: &expiration,
             };
             let text = statements::join(&statements.create, &values).map_err(Failure::Refused)?;
-            session.transaction(&text).await
+            session.operators(&text).await
         });
         let outcome = outcome.await;
         lent.done(outcome)
@@ -281,7 +283,7 @@ impl Postgres {
                 expiration: &expiration,
             };
             let text = statements::join(&statements.renew, &values).map_err(Failure::Refused)?;
-            session.transaction(&text).await
+            session.operators(&text).await
         });
         let outcome = outcome.await;
         lent.done(outcome)
@@ -304,31 +306,15 @@ impl Postgres {
             password: "",
             expiration: "",
         };
-        let text = if revoke.is_empty() {
-            Zeroizing::new(sql::drop_role(account))
-        } else {
-            let text = statements::join(&revoke, &values).map_err(EngineError::Unfit)?;
-            Zeroizing::new(sql::end_sessions(account) + &text)
-        };
+        let text = statements::join(&revoke, &values).map_err(EngineError::Unfit)?;
         let mut lent = self.lend(connection).await?;
         let session = lent.connection()?;
         let outcome = limited(async {
-            let mut left = match session.transaction_then(&text, sql::ORPHANS).await {
-                Ok(left) => left,
-                // The operator's own statements may not bear that nothing is there.
-                Err(Failure::Refused(cause)) => {
-                    if session.number(&sql::count_roles(account)).await? > 0 {
-                        return Err(Failure::Refused(cause));
-                    }
-                    session.number(sql::ORPHANS).await?
-                }
-                Err(broken) => return Err(broken),
-            };
-            while left > 0 {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-                left = session.number(sql::ORPHANS).await?;
+            if revoke.is_empty() {
+                farewell::drop_role(session, account, kept.heir.as_deref()).await
+            } else {
+                farewell::drop_by(session, account, &text).await
             }
-            Ok(())
         });
         let outcome = outcome.await;
         lent.done(outcome)?;
@@ -411,6 +397,25 @@ fn understand_revoke(texts: &[String]) -> Result<Vec<Statement>, String> {
     statements::parse(Dialect::Postgres, "revoke", texts, &known, needed)
 }
 
+fn check_heir(settings: &SqlSettings) -> Result<(), String> {
+    let Some(heir) = &settings.heir else {
+        return Ok(());
+    };
+    if !settings.revoke.is_empty() {
+        return Err(
+            "heir: expected none beside revoke, whose statements say what becomes of what a role owns"
+                .to_owned(),
+        );
+    }
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    if !(1..=63).contains(&heir.len()) || !heir.bytes().all(plain) {
+        return Err(
+            "heir: expected a role's name, of 1 to 63 letters, digits, and any of _ - .".to_owned(),
+        );
+    }
+    Ok(())
+}
+
 fn text(secret: &Secret) -> Result<Zeroizing<String>, EngineError> {
     let text = String::from_utf8(secret.expose().to_vec());
     text.map(Zeroizing::new)
@@ -449,12 +454,13 @@ impl Engine for Postgres {
                 return Err("rotate_every: only users in static are rotated".to_owned());
             }
             understand(settings)?;
+            check_heir(settings)?;
             return understand_revoke(&settings.revoke).map(|_| ());
         }
-        if !(settings.create.is_empty() && settings.renew.is_empty() && settings.revoke.is_empty())
-        {
+        let made = [&settings.create, &settings.renew, &settings.revoke];
+        if settings.heir.is_some() || !made.iter().all(|list| list.is_empty()) {
             return Err(
-                "expected either static, or create with renew and revoke: static users stand there \
+                "expected either static, or create with renew, revoke and heir: static users stand there \
                  already, and nothing is made or removed"
                     .to_owned(),
             );

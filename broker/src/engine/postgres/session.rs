@@ -1,10 +1,12 @@
 //! One open session: text in, what became of it out.
 
 use crate::engine::pool::Failure;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 use time::macros::format_description;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_postgres::error::{DbError, SqlState};
@@ -12,10 +14,12 @@ use tokio_postgres::{Client, Connection, Error, SimpleQueryMessage, Socket};
 
 /// How often a transaction is tried in which others came between.
 const TRIES: u64 = 8;
-/// The key of the lock under which those try that were disturbed: "mayf", "post".
-const LOCK: &str = "SELECT pg_advisory_xact_lock(1835104614, 1886352244);";
+/// From here on nothing that others made is found by a name or an operator of ours: with the usual search
+/// path, whoever may create in `public` can have an operator there that fits better than the server's
+/// own, and it would run as the broker.
+const OUR_PATH: &str = "SET search_path = pg_catalog, pg_temp";
 /// The server's clock, in milliseconds since the Unix epoch.
-const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000::numeric)::bigint";
 /// How long the server's clock is taken to go as ours does.
 const CLOCK_AGE: Duration = Duration::from_secs(10);
 /// How far apart our clocks may go before something is wrong with one of them.
@@ -27,6 +31,10 @@ pub(super) struct Session {
     io: AbortHandle,
     pid: i32,
     clock: Clock,
+    /// Where operators' statements look for what they name.
+    path: String,
+    /// Held by those who try again because they were disturbed.
+    turn: Arc<Mutex<()>>,
 }
 
 /// What the server's clock said, and when by our own clocks: the one that never jumps, and the one that
@@ -68,8 +76,10 @@ enum Sql {
 }
 
 impl Session {
+    /// `turn` is the same for all sessions at one server.
     pub(super) fn over<T>(
         opened: Result<(Client, Connection<Socket, T>), Error>,
+        turn: Arc<Mutex<()>>,
     ) -> Result<Self, Error>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -82,17 +92,27 @@ impl Session {
             io: io.abort_handle(),
             pid: 0,
             clock: Clock::now(0),
+            path: String::new(),
+            turn,
         })
     }
 
-    /// Asks who serves us, and what time it is there.
+    /// Sets what our own statements look at, and asks who serves us, and what time it is there.
     pub(super) async fn greeted(mut self) -> Result<Self, String> {
-        let asked = format!("SELECT pg_backend_pid(); {CLOCK}");
+        let asked = format!(
+            "SELECT pg_catalog.current_setting('search_path'); {OUR_PATH}; \
+             SELECT pg_catalog.pg_backend_pid(); {CLOCK}"
+        );
         let answer = self.client.simple_query(&asked).await;
-        let numbers = numbers(&answer.map_err(|error| cause(&error))?);
-        let [pid, millis] = numbers[..] else {
-            return Err("expected a PostgreSQL server that tells its process and time".to_owned());
+        let answer = answer.map_err(|error| cause(&error))?;
+        let said: Vec<&str> = texts(&answer).collect();
+        let wrong = || "expected a PostgreSQL server that tells its process and time".to_owned();
+        let [path, pid, millis] = said[..] else {
+            return Err(wrong());
         };
+        let [pid, millis] = [pid, millis].map(str::parse::<i64>);
+        let (pid, millis) = (pid.map_err(|_| wrong())?, millis.map_err(|_| wrong())?);
+        self.path = path.replace('\'', "''");
         self.pid = i32::try_from(pid).map_err(|_| "a process number is too large".to_owned())?;
         self.clock = Clock::now(millis);
         Ok(self)
@@ -128,32 +148,46 @@ impl Session {
     /// Does all of `sql`, or nothing of it; again if others came between.
     pub(super) async fn transaction(&self, sql: &str) -> Result<(), Failure> {
         // The server takes one message as one transaction.
-        let answer = self.disturbed(&|lock| format!("{lock}{sql}")).await;
-        answer.map(drop)
+        self.disturbed(sql).await.map(drop)
     }
 
-    /// Does `inside` in a transaction and then `after`, whose last number is returned; again if others
-    /// came between.
-    pub(super) async fn transaction_then(&self, inside: &str, after: &str) -> Result<i64, Failure> {
-        let text = |lock: &str| format!("BEGIN;{lock}{inside}COMMIT;{after}");
-        let answer = self.disturbed(&text).await?;
-        Ok(numbers(&answer).last().copied().unwrap_or(0))
+    /// The same with statements that an operator wrote: they find what is in the path that the server
+    /// gives the broker's account, and leave ours as it was.
+    pub(super) async fn operators(&self, sql: &str) -> Result<(), Failure> {
+        self.transaction(&self.in_their_path(sql)).await
+    }
+
+    fn in_their_path(&self, sql: &str) -> String {
+        let path = &self.path;
+        format!("SELECT pg_catalog.set_config('search_path', '{path}', true);{sql};{OUR_PATH};")
+    }
+
+    /// Does `inside` in a transaction and then `after`, whose numbers are returned; again if others came
+    /// between.
+    pub(super) async fn transaction_then(
+        &self,
+        inside: &str,
+        after: &str,
+    ) -> Result<Vec<i64>, Failure> {
+        let text = format!("BEGIN;{inside}COMMIT;{after}");
+        Ok(numbers(&self.disturbed(&text).await?))
     }
 
     /// The number that a query gives.
     pub(super) async fn number(&self, sql: &str) -> Result<i64, Failure> {
-        let answer = self.disturbed(&|_| sql.to_owned()).await?;
+        let answer = self.disturbed(sql).await?;
         Ok(numbers(&answer).last().copied().unwrap_or(0))
     }
 
-    async fn disturbed(
-        &self,
-        text: &(dyn Fn(&str) -> String + Sync),
-    ) -> Result<Vec<SimpleQueryMessage>, Failure> {
+    async fn disturbed(&self, text: &str) -> Result<Vec<SimpleQueryMessage>, Failure> {
         let mut tries = 0;
         loop {
-            let lock = if tries == 0 { "" } else { LOCK };
-            match self.once(&text(lock)).await {
+            // Those who try again do so one after the other.
+            let turn = match tries {
+                0 => None,
+                _ => Some(self.turn.lock().await),
+            };
+            match self.once(text).await {
                 Ok(answer) => return Ok(answer),
                 Err(Sql::Failed(failure)) => return Err(failure),
                 Err(Sql::Disturbed(cause)) if tries == TRIES => {
@@ -161,6 +195,7 @@ impl Session {
                 }
                 Err(Sql::Disturbed(_)) => tries += 1,
             }
+            drop(turn);
             tokio::time::sleep(Duration::from_millis(tries * 2)).await;
         }
     }
@@ -187,9 +222,13 @@ impl Session {
 
 /// Whether the session goes on after it, and the server with what is asked of it: not after errors of
 /// the classes insufficient resources (53), operator intervention (57) and system error (58), nor on a
-/// server that only reads (25006), a standby.
+/// server that only reads (25006), a standby. A statement that ran out of time is none of these: others'
+/// locks can be in the way of this one alone.
 fn is_alive(error: &DbError) -> bool {
     let code = error.code().code();
+    if *error.code() == SqlState::QUERY_CANCELED {
+        return true;
+    }
     let troubled = ["53", "57", "58", "25006"]
         .iter()
         .any(|class| code.starts_with(class));
@@ -208,11 +247,15 @@ fn is_disturbed(error: &DbError) -> bool {
 
 /// The first column of each row that is a number.
 fn numbers(answer: &[SimpleQueryMessage]) -> Vec<i64> {
-    let number = |message: &SimpleQueryMessage| match message {
-        SimpleQueryMessage::Row(row) => row.get(0).and_then(|text| text.parse().ok()),
+    texts(answer).filter_map(|text| text.parse().ok()).collect()
+}
+
+/// The first column of each row.
+fn texts(answer: &[SimpleQueryMessage]) -> impl Iterator<Item = &str> {
+    answer.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
         _ => None,
-    };
-    answer.iter().filter_map(number).collect()
+    })
 }
 
 /// What went wrong, for operators. A statement that the server does not understand is quoted in what it

@@ -6,25 +6,78 @@ pub(super) const ORPHANS: &str = "SELECT count(pg_terminate_backend(s.pid)) \
     FROM pg_catalog.pg_stat_get_activity(NULL) s WHERE s.usesysid <> 0 \
     AND (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.oid = s.usesysid) IS NULL;";
 
-/// Removes a role, if it is there. What it owns goes to the broker's account, what it was granted is
-/// taken from it; that costs more, so it is done only where the role cannot be dropped without.
-pub(super) fn drop_role(name: &str) -> String {
+/// Ends the sessions of a role, if it is there, and drops it. Where that does not go, nobody can log in
+/// as it any more; a lock of somebody else's is not waited for.
+pub(super) fn drop_or_lock(name: &str) -> String {
     format!(
         "DO $mayfly$ DECLARE role oid := (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = '{name}'); \
          BEGIN IF role IS NULL THEN RETURN; END IF; \
+         SET LOCAL lock_timeout = '250ms'; \
          PERFORM pg_terminate_backend(pid) FROM pg_catalog.pg_stat_get_activity(NULL) WHERE usesysid = role; \
-         BEGIN DROP ROLE \"{name}\"; \
-         EXCEPTION WHEN dependent_objects_still_exist THEN \
-         IF NOT pg_has_role(role, 'USAGE') THEN GRANT \"{name}\" TO CURRENT_USER; END IF; \
-         REASSIGN OWNED BY \"{name}\" TO CURRENT_USER; DROP OWNED BY \"{name}\"; DROP ROLE \"{name}\"; \
-         END; END $mayfly$;"
+         BEGIN DROP ROLE \"{name}\"; RETURN; EXCEPTION WHEN OTHERS THEN NULL; END; \
+         SET LOCAL lock_timeout = '3s'; \
+         IF (SELECT rolcanlogin FROM pg_catalog.pg_roles WHERE oid = role) THEN \
+         ALTER ROLE \"{name}\" NOLOGIN PASSWORD NULL; END IF; END $mayfly$;"
     )
 }
 
-/// Ends the sessions of a role.
+/// Nobody can log in as a role any more, if it is there and the broker's account may change it; its
+/// sessions are ended.
+pub(super) fn lock_out(name: &str) -> String {
+    format!(
+        "DO $mayfly$ DECLARE role oid := (SELECT oid FROM pg_catalog.pg_roles \
+         WHERE rolname = '{name}' AND rolcanlogin); \
+         BEGIN IF role IS NOT NULL THEN \
+         BEGIN ALTER ROLE \"{name}\" NOLOGIN PASSWORD NULL; EXCEPTION WHEN insufficient_privilege THEN NULL; END; \
+         END IF; END $mayfly$; {};",
+        end_sessions(name)
+    )
+}
+
+/// Drops a role that `DROP ROLE` alone does not drop. What it owns in this database goes to `heir`, or
+/// keeps it; what it was granted here is taken from it. `heir` is of letters, digits, `_`, `-` and `.`.
+///
+/// The heir must be a role that this one is a member of: then it has given away nothing that it could
+/// not have given away itself.
+pub(super) fn hand_over(name: &str, heir: Option<&str>) -> String {
+    let owned = "s.deptype = 'o' AND s.dbid IN (0, (SELECT d.oid FROM pg_catalog.pg_database d \
+        WHERE d.datname = current_database()))";
+    let inherit = match heir {
+        None => format!(
+            "SELECT count(*) INTO many FROM pg_catalog.pg_shdepend s \
+             WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.refobjid = role AND {owned}; \
+             IF many > 0 THEN RAISE dependent_objects_still_exist USING MESSAGE = format('it owns %s object(s) \
+             in database %I; give them to somebody (REASSIGN OWNED BY %I TO ...), and name an heir in the \
+             credential for those that follow', many, current_database(), '{name}'); END IF;"
+        ),
+        Some(heir) => format!(
+            "IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles h WHERE h.rolname = '{heir}' \
+             AND pg_has_role(role, h.oid, 'MEMBER')) THEN RAISE insufficient_privilege \
+             USING MESSAGE = 'expected the heir {heir} to be a role that it is a member of'; END IF; \
+             REASSIGN OWNED BY \"{name}\" TO \"{heir}\";"
+        ),
+    };
+    format!(
+        "DO $mayfly$ DECLARE role oid := (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = '{name}'); \
+         many bigint; places text; \
+         BEGIN IF role IS NULL THEN RETURN; END IF; \
+         SELECT string_agg(DISTINCT format('%I', d.datname), ', ') INTO places \
+         FROM pg_catalog.pg_shdepend s JOIN pg_catalog.pg_database d ON d.oid = s.dbid \
+         WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.refobjid = role \
+         AND d.datname <> current_database(); \
+         IF places IS NOT NULL THEN RAISE dependent_objects_still_exist USING MESSAGE = format('it owns or \
+         was granted something in other databases, where only somebody who connects to them can take it \
+         away (REASSIGN OWNED BY %I TO ..., DROP OWNED BY %I): %s', '{name}', '{name}', places); END IF; \
+         IF NOT pg_has_role(role, 'USAGE') THEN GRANT \"{name}\" TO CURRENT_USER; END IF; \
+         {inherit} DROP OWNED BY \"{name}\"; DROP ROLE \"{name}\"; END $mayfly$;"
+    )
+}
+
+/// Ends the sessions of a role, and counts them.
 pub(super) fn end_sessions(name: &str) -> String {
     format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE usename = '{name}';"
+        "SELECT count(pg_terminate_backend(a.pid)) FROM pg_catalog.pg_stat_activity a \
+         WHERE a.usename = '{name}'"
     )
 }
 

@@ -1,0 +1,211 @@
+//! Holders that want to stay, or to become more than they are.
+
+use crate::place::*;
+use crate::roles::roles;
+use crate::server::PostgresServer;
+use mayfly_broker::engine::Engine as _;
+use mayfly_wire::Code;
+use mayfly_wire::admin::CredentialConfig;
+use mayfly_wire::connection::Tls;
+use std::time::{Duration, Instant};
+
+/// One that may make things.
+fn maker() -> CredentialConfig {
+    credential(settings(&[
+        CREATE,
+        "GRANT CREATE ON SCHEMA public TO {{name}}",
+    ]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_holders() {
+    let server = PostgresServer::start(&["fsync=off"]).unwrap();
+    server.psql("CREATE ROLE keeper").unwrap();
+    let place = Place::at(&server).await;
+    operators_and_functions_that_fit_better_are_not_run(&server, &place).await;
+    what_a_role_owns_never_becomes_the_brokers(&server, &place).await;
+    only_a_role_that_the_holder_could_have_given_it_to_is_an_heir(&server, &place).await;
+    what_is_in_another_database_keeps_nobody_logged_in(&server, &place).await;
+    a_lock_of_somebody_else_keeps_nobody_logged_in(&server, &place).await;
+    a_socket_needs_no_tls(&server).await;
+}
+
+/// The server's own operators take an oid on the right, and a numeric; these would fit better.
+async fn operators_and_functions_that_fit_better_are_not_run(
+    server: &PostgresServer,
+    place: &Place,
+) {
+    let (holder, lease) = place.made(&maker()).await;
+    let plant = |sql: &str| {
+        let planted = server.psql_as(holder.user(), holder.password(), sql);
+        planted.unwrap()
+    };
+    plant("CREATE TABLE public.ran (who name, what text); GRANT ALL ON public.ran TO PUBLIC");
+    for (name, operator, left, right, result, value) in [
+        ("unlike", "<>", "oid", "int", "boolean", "true"),
+        (
+            "times",
+            "*",
+            "numeric",
+            "int",
+            "numeric",
+            "$1 * 1000::numeric",
+        ),
+        ("equal", "=", "oid", "int", "boolean", "true"),
+        ("greater", ">", "bigint", "smallint", "boolean", "true"),
+    ] {
+        plant(&format!(
+            "CREATE FUNCTION public.{name}({left}, {right}) RETURNS {result} LANGUAGE plpgsql AS \
+             $$BEGIN INSERT INTO public.ran VALUES (current_user, '{name}'); RETURN {value}; END$$; \
+             CREATE OPERATOR public.{operator} \
+             (FUNCTION = public.{name}, LEFTARG = {left}, RIGHTARG = {right})"
+        ));
+    }
+    // What an operator's statement sets is no matter of ours either.
+    let careless = credential(settings(&[CREATE, "SET search_path = public, pg_catalog"]));
+    let next = place.next_process(config(server.port()));
+    for place in [place, &next] {
+        let (_, lease) = place.made(&careless).await;
+        place.engine.extend(&careless, &lease).await.unwrap();
+        place.engine.revoke(&lease).await.unwrap();
+    }
+    let ran = "SELECT who, what FROM public.ran";
+    assert_eq!(server.psql(ran).unwrap(), "");
+    // They do run where the path leads to them.
+    server.psql("SELECT 1::oid <> 0").unwrap();
+    assert_eq!(server.psql(ran).unwrap(), "postgres|unlike");
+    plant("DROP OWNED BY CURRENT_USER");
+    server
+        .psql(&format!(
+            "GRANT CREATE ON SCHEMA public TO {}",
+            holder.user()
+        ))
+        .unwrap();
+    place.engine.revoke(&lease).await.unwrap();
+    assert_eq!(roles(server), 0);
+}
+
+async fn what_a_role_owns_never_becomes_the_brokers(server: &PostgresServer, place: &Place) {
+    let (holder, lease) = place.made(&maker()).await;
+    let name = holder.user();
+    server
+        .psql_as(
+            name,
+            holder.password(),
+            "CREATE FUNCTION public.become() RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS \
+             $$BEGIN CREATE ROLE more CREATEROLE; END$$",
+        )
+        .unwrap();
+    for _ in 0..2 {
+        let kept = place.engine.revoke(&lease).await.err().unwrap();
+        assert_eq!(kept.code(), Code::BadRequest, "{kept}");
+        let kept = kept.to_string();
+        assert!(
+            kept.contains("it owns 1 object(s) in database postgres"),
+            "{kept}"
+        );
+        assert!(!holder.gets_in(server));
+    }
+    let owner = "SELECT proowner::regrole FROM pg_proc WHERE proname = 'become'";
+    assert_eq!(server.psql(owner).unwrap(), name);
+    assert!(
+        server
+            .psql(&format!("SET ROLE {name}; SELECT become()"))
+            .is_err()
+    );
+    server
+        .psql(&format!("REASSIGN OWNED BY {name} TO keeper"))
+        .unwrap();
+    place.engine.revoke(&lease).await.unwrap();
+    assert_eq!(roles(server), 0);
+}
+
+async fn only_a_role_that_the_holder_could_have_given_it_to_is_an_heir(
+    server: &PostgresServer,
+    place: &Place,
+) {
+    let mut settings = settings(&[CREATE, "GRANT CREATE ON SCHEMA public TO {{name}}"]);
+    settings.heir = Some(PostgresServer::ROOT.to_owned());
+    let (holder, lease) = place.made(&credential(settings)).await;
+    let made = "CREATE VIEW public.seen AS SELECT 1";
+    server
+        .psql_as(holder.user(), holder.password(), made)
+        .unwrap();
+    let kept = place.engine.revoke(&lease).await.err().unwrap().to_string();
+    assert!(kept.contains("expected the heir postgres"), "{kept}");
+    assert!(!holder.gets_in(server));
+    server.psql("DROP VIEW public.seen").unwrap();
+    let name = holder.user();
+    server
+        .psql(&format!("DROP OWNED BY {name}; DROP ROLE {name}"))
+        .unwrap();
+    place.engine.revoke(&lease).await.unwrap();
+}
+
+async fn what_is_in_another_database_keeps_nobody_logged_in(
+    server: &PostgresServer,
+    place: &Place,
+) {
+    let (holder, lease) = place.made(&credential(settings(&[CREATE]))).await;
+    let elsewhere = |user: &str, password: &str, sql: &str| {
+        let mut psql = server.client(user, password).unwrap();
+        let done = psql.args(["-d", "template1", "-c", sql]).status();
+        assert!(done.unwrap().success());
+    };
+    elsewhere(holder.user(), holder.password(), "SELECT lo_create(0)");
+    let session = Input::of(server, holder.user(), holder.password());
+    let kept = place.engine.revoke(&lease).await.err().unwrap();
+    // It is this one's trouble, not the server's.
+    assert_eq!(kept.code(), Code::BadRequest, "{kept}");
+    assert!(kept.to_string().contains("template1"), "{kept}");
+    assert!(!holder.gets_in(server));
+    assert!(session.is_ended());
+    let clean = format!("DROP OWNED BY {}", holder.user());
+    elsewhere(PostgresServer::ROOT, PostgresServer::PASSWORD, &clean);
+    place.engine.revoke(&lease).await.unwrap();
+    assert_eq!(roles(server), 0);
+}
+
+async fn a_lock_of_somebody_else_keeps_nobody_logged_in(server: &PostgresServer, place: &Place) {
+    let (holder, lease) = place.made(&credential(settings(&[CREATE]))).await;
+    server
+        .psql("CREATE ROLE thief LOGIN PASSWORD 't'; CREATE TABLE stolen (n int); ALTER TABLE stolen OWNER TO thief")
+        .unwrap();
+    let mut thief = Input::of(server, "thief", "t");
+    thief.say(&format!(
+        "BEGIN; GRANT SELECT ON stolen TO {};",
+        holder.user()
+    ));
+    let began = Instant::now();
+    let (kept, ()) = tokio::join!(place.engine.revoke(&lease), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!holder.gets_in(server));
+    });
+    let kept = kept.err().unwrap();
+    assert_eq!(kept.code(), Code::BadRequest, "{kept}");
+    assert!(began.elapsed() < Duration::from_secs(6));
+    // Statements of an operator's own, too.
+    let mut own = settings(&[CREATE]);
+    own.revoke = vec!["DROP ROLE {{name}}".to_owned()];
+    let (other, other_lease) = place.made(&credential(own)).await;
+    thief.say(&format!("GRANT SELECT ON stolen TO {};", other.user()));
+    let kept = place.engine.revoke(&other_lease).await.err().unwrap();
+    assert_eq!(kept.code(), Code::BadRequest, "{kept}");
+    assert!(!other.gets_in(server));
+    drop(thief);
+    for lease in [lease, other_lease] {
+        place.engine.revoke(&lease).await.unwrap();
+    }
+    assert_eq!(roles(server), 0);
+}
+
+async fn a_socket_needs_no_tls(server: &PostgresServer) {
+    let mut local = config(server.port());
+    local.host = server.socket_dir().display().to_string();
+    local.tls = Tls::Verify;
+    let place = Place::new(local, PostgresServer::PASSWORD).await;
+    let (holder, lease) = place.made(&credential(settings(&[CREATE]))).await;
+    assert!(!holder.0.contains_key("sslmode"));
+    assert!(holder.gets_in(server));
+    place.engine.revoke(&lease).await.unwrap();
+}
