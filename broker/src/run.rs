@@ -18,7 +18,7 @@ use crate::pki::{Pki, PkiError};
 use crate::seal::SealError;
 use crate::sessions::Hub;
 use crate::store::{Store, sqlite};
-use crate::trial::{Fault, WrongClock};
+use crate::trial::{Fault, Trial, WrongClock};
 use crate::unseal::KeyFile;
 use mayfly_wire::EngineKind;
 use std::collections::BTreeMap;
@@ -116,6 +116,12 @@ impl Broker {
     /// # Errors
     /// [`RunError`].
     pub async fn open(config: &Config, options: Options) -> Result<Self, RunError> {
+        if config.test != Trial::default() {
+            tracing::warn!(
+                "the configuration has a [test] table: this broker can end at a step or go by a \
+                 wrong clock on purpose, and must not serve anybody"
+            );
+        }
         let wall: Arc<dyn Clock> = match &config.test.clock_offset_file {
             None => Arc::new(SystemClock),
             Some(file) => Arc::new(WrongClock(file.clone())),

@@ -89,8 +89,11 @@ impl Door {
         credential: &CredentialName,
     ) -> Result<Explanation, Refusal> {
         self.allow_broker(operator, "explain").await?;
-        let meant =
-            |one: &Evidence| one.workload.id() == workload || one.display_name() == workload;
+        // Ids may be shortened, as everywhere.
+        let meant = |one: &Evidence| {
+            let is_id = !workload.is_empty() && one.workload.id().starts_with(workload);
+            is_id || one.display_name() == workload
+        };
         let known = self.known(meant).await?;
         let evidence = match known.as_slice() {
             [only] => only,

@@ -360,6 +360,27 @@ fn labels_are_tags_and_hostile_strings_are_only_strings() {
     );
 }
 
+/// Who restricts operators by the table in the docs must find every action there.
+#[test]
+fn the_docs_name_each_action_and_what_it_is_done_to() {
+    let docs = include_str!("../../../docs/policy.md");
+    let (_, table) = docs.split_once("## Operators").unwrap();
+    let schema = super::parse::builtin().unwrap().validator.schema();
+    let actions: Vec<_> = schema.actions().collect();
+    assert!(actions.len() > 15, "{}", actions.len());
+    for action in actions {
+        let name = action.id().unescaped();
+        if name == "issue" {
+            continue;
+        }
+        let row = table.lines().find(|row| row.contains(&format!("`{name}`")));
+        let row = row.unwrap_or_else(|| panic!("{name} is not in docs/policy.md"));
+        for resource in schema.resources_for_action(action).unwrap() {
+            assert!(row.contains(&format!("`{resource}`")), "{name}: {row}");
+        }
+    }
+}
+
 /// The types that [`super::entity`] gives are the ones that the schema promises.
 #[test]
 fn entities_conform_to_the_schema() {

@@ -83,6 +83,9 @@ async fn a_bad_container_is_denied_on_a_record_that_says_why() {
         .await
         .unwrap();
     assert!(!explained.allowed);
+    let id = privileged.workload.id();
+    let short = world.broker.door.explain(&ROOT, &id[..6], &name).await;
+    assert_eq!(short.unwrap().summary, explained.summary);
     assert!(
         explained.summary.contains("seccomp filter"),
         "{}",

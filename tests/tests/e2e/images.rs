@@ -18,7 +18,7 @@ fn the_images_hold_our_static_programs_and_nothing_else() -> Result<()> {
         ("node", &["mayfly-node"]),
     ];
     for (image, programs) in images {
-        let tag = format!("mayfly/{image}:test");
+        let tag = format!("localhost/mayfly/{image}:test");
         let config = docker.cli(["image", "inspect", &tag])?;
         let config: Value = serde_json::from_str(&config)?;
         assert_eq!(

@@ -23,7 +23,7 @@ services:
     network_mode: none
     volumes: ["SOCKET:/run/mayfly:ro"]
   alone:
-    image: mayfly/sidecar
+    image: localhost/mayfly/sidecar
     network_mode: none
     command: ["--once"]
     volumes: ["SOCKET:/run/mayfly:ro", "alone:/run/secrets"]
