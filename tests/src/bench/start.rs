@@ -112,7 +112,7 @@ impl Bao {
         let socket = dir.join("bao.sock");
         std::fs::write(
             dir.join("server.hcl"),
-            format!("listener \"unix\" {{ address = {socket:?} socket_mode = \"0666\" }}\n"),
+            format!("listener \"unix\" {{ address = {socket:?} }}\n"),
         )?;
         let root = random_text(24)?;
         let mut server = Command::new(&program);
@@ -130,6 +130,7 @@ impl Bao {
         wait_until(LIMIT, "the server of OpenBao", || {
             ask(&["auth", "enable", "approle"], "").map(Some)
         })?;
+        std::fs::set_permissions(&socket, Permissions::from_mode(0o666))?;
         let rule = "path \"secret/data/bench\" { capabilities = [\"read\"] }";
         ask(&["policy", "write", "bench", "-"], rule)?;
         ask(
