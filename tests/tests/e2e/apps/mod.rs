@@ -3,6 +3,7 @@
 mod acknowledge;
 mod companion;
 mod load;
+mod none;
 mod once;
 mod overhead;
 mod rotations;
