@@ -6,6 +6,16 @@ use std::io;
 
 use nix::errno::Errno;
 
+/// The number of CAP_CHOWN: may give files away.
+pub const CHOWN: u8 = 0;
+/// The number of CAP_FOWNER: may change the mode of files of others.
+pub const FOWNER: u8 = 3;
+/// The number of CAP_KILL: may signal processes of others.
+pub const KILL: u8 = 5;
+/// The number of CAP_SETGID: may take any group.
+pub const SETGID: u8 = 6;
+/// The number of CAP_SETUID: may become any user.
+pub const SETUID: u8 = 7;
 /// The number of CAP_SETPCAP: may take capabilities out of the bounding set.
 pub const SETPCAP: u8 = 8;
 /// The number of CAP_IPC_LOCK: may lock memory beyond the limit.
@@ -18,6 +28,21 @@ pub const SYS_ADMIN: u8 = 21;
 pub struct CapSet(pub u64);
 
 impl CapSet {
+    /// The set of these numbers.
+    pub const fn of<const N: usize>(numbers: [u8; N]) -> Self {
+        let (mut set, mut at) = (0, 0);
+        while at < N {
+            set |= 1 << numbers[at];
+            at += 1;
+        }
+        Self(set)
+    }
+
+    /// Whether all of the other are in this one.
+    pub fn holds(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
     /// Whether the capability with this number is in the set.
     pub fn has(self, number: u8) -> bool {
         number < 64 && self.0 >> number & 1 == 1
@@ -122,6 +147,16 @@ pub fn drop_bounding() -> io::Result<()> {
 /// Only those of a kernel that refuses to take capabilities away; see capset(2).
 pub fn drop_all() -> io::Result<()> {
     drop_bounding()?;
+    keep_only(CapSet::default())
+}
+
+/// Gives up all but these, which become effective. A program that is executed by another user than root
+/// gets none of them.
+///
+/// # Errors
+///
+/// EPERM if one of them is not permitted; see capset(2).
+pub fn keep_only(set: CapSet) -> io::Result<()> {
     Errno::result(control(
         libc::PR_CAP_AMBIENT,
         libc::PR_CAP_AMBIENT_CLEAR_ALL as u64,
@@ -131,9 +166,14 @@ pub fn drop_all() -> io::Result<()> {
         version: VERSION_3,
         pid: 0,
     };
-    let none = [Half::default(); 2];
+    let half = |bits: u64| Half {
+        effective: bits as u32,
+        permitted: bits as u32,
+        inheritable: 0,
+    };
+    let halves = [half(set.0), half(set.0 >> 32)];
     // SAFETY: version 3 makes the kernel read two halves, which is what we pass.
-    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) })?;
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr()) })?;
     Ok(())
 }
 
@@ -189,6 +229,26 @@ mod tests {
             all.iter().all(|set| set.is_empty()) && drop_all().is_ok()
         });
         assert!(gone);
+    }
+
+    #[test]
+    fn what_is_kept_outlives_a_change_of_user_and_no_exec() {
+        let few = CapSet::of([KILL, SETGID, SETUID]);
+        assert!(few.has(KILL) && !few.has(CHOWN) && few.holds(CapSet::of([KILL])));
+        assert!(!CapSet::of([KILL]).holds(few));
+        let kept = in_child(|| {
+            nix::sys::prctl::set_keepcaps(true).unwrap();
+            nix::unistd::setuid(nix::unistd::Uid::from_raw(65_534)).unwrap();
+            keep_only(few).unwrap();
+            let caps = Caps::read().unwrap();
+            let mut grep = std::process::Command::new("/bin/grep");
+            grep.args(["-q", "CapPrm:.0000000000000000", "/proc/self/status"]);
+            (caps.effective, caps.permitted) == (few, few)
+                && caps.inheritable.is_empty()
+                && keep_only(CapSet::of([CHOWN])).is_err()
+                && grep.status().unwrap().success()
+        });
+        assert!(kept);
     }
 
     #[test]

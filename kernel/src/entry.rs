@@ -6,10 +6,11 @@
 /// and a stack overflow is told by the kernel alone (SIGSEGV). Naming it takes 140 KB of libc,
 /// which reads `/proc/self/maps` with sscanf.
 ///
-/// With glibc, two of its functions are replaced, for another 80 KB. A failed assertion within
+/// With glibc, some of its functions are replaced, for another 180 KB. A failed assertion within
 /// libc aborts without printing, and libc's messages are not translated: translating them brings
 /// conversion between character sets, and that brings the dynamic loader, which a static program
-/// that stands in front of secrets should not have anyway.
+/// that stands in front of secrets should not have anyway. Wide characters bring the same: stdio, which
+/// libc's own exit needs, can print them, and never does here.
 #[macro_export]
 macro_rules! entry {
     ($main:path) => {
@@ -47,5 +48,48 @@ macro_rules! entry {
         ) -> *const ::std::ffi::c_char {
             message
         }
+
+        // SAFETY: says whether memory cannot be written, for a `%n` in a format of a fortified printf, by reading
+        // `/proc/self/maps` as a stream. -1: it can, and so the format is refused.
+        #[cfg(target_env = "gnu")]
+        #[unsafe(no_mangle)]
+        extern "C" fn __readonly_area(
+            _start: *const ::std::ffi::c_void,
+            _size: usize,
+        ) -> ::std::ffi::c_int {
+            -1
+        }
+
+        // SAFETY: all that one object of libc defines, so that it is not linked in. Nobody calls any of it: a
+        // stream would have to be wide.
+        #[cfg(target_env = "gnu")]
+        #[unsafe(no_mangle)]
+        extern "C" fn __wcsmbs_load_conv() -> ! {
+            ::std::process::abort()
+        }
+
+        // SAFETY: as above.
+        #[cfg(target_env = "gnu")]
+        #[unsafe(no_mangle)]
+        extern "C" fn __wcsmbs_named_conv() -> ! {
+            ::std::process::abort()
+        }
+
+        // SAFETY: as above.
+        #[cfg(target_env = "gnu")]
+        #[unsafe(no_mangle)]
+        extern "C" fn __wcsmbs_clone_conv() -> ! {
+            ::std::process::abort()
+        }
+
+        // SAFETY: as above; it is for locales that are unloaded, and none is loaded.
+        #[cfg(target_env = "gnu")]
+        #[unsafe(no_mangle)]
+        extern "C" fn _nl_cleanup_ctype() {}
+
+        // SAFETY: as above: `struct gconv_fcts` (wcsmbsload.h), two pointers and two numbers.
+        #[cfg(target_env = "gnu")]
+        #[unsafe(no_mangle)]
+        static __wcsmbs_gconv_fcts_c: [usize; 4] = [0; 4];
     };
 }

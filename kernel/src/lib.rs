@@ -10,6 +10,7 @@ pub mod container;
 pub mod dirwatch;
 pub mod entry;
 pub mod keyring;
+pub mod landlock;
 pub mod memory;
 pub mod mountinfo;
 pub mod ns;

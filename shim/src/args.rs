@@ -17,12 +17,24 @@ Options:
   --wait NAMES         credentials that must be there, separated by commas
                        [default: whatever the first bundle holds]
   --timeout TIME       how long to wait for them, as 500ms, 30s or 2m [default: 30s]
+  --env NAME=file:PATH set a variable to what DIR/..data/PATH holds, and wait for it; may be given
+                       many times. For applications that read nothing else: whoever may look at the
+                       process sees its environment, and all that it starts inherits it
   --sidecar            start mayfly-sidecar too, and keep it running beside the application
   --sidecar-path PATH  the sidecar's program [default: mayfly-sidecar beside this one]
   --sidecar-arg ARG    an argument for the sidecar; may be given many times
-  --grace TIME         how long the sidecar may take to wipe its files at the end [default: 5s]
+  --sidecar-user UID   whom the sidecar runs as; the application reads its files as the group of
+                       --user [default: 65529 if --user is given and root starts this, else the
+                       application's user; the UID of --user for that one]
+  --restart on-rotate  start the application anew, at most once a second, when what is published
+                       has changed
+  --grace TIME         how long the application may take to end when it is restarted, and the
+                       sidecar to wipe its files at the end [default: 5s]; if given, how long after
+                       a SIGTERM the application is killed
   --user UID[:GID]     become this user, in numbers; GID is UID if left out
   --drop-caps          give up every capability
+  --landlock           the application cannot change what is in DIR, nor signal or trace anyone but
+                       itself and what it starts; fails on a kernel before 6.2
   -h, --help           print this
   -V, --version        print the version
 
@@ -38,6 +50,12 @@ Example, in a Dockerfile:
   CMD [\"/app\"]
 ";
 
+/// The sidecar's user, if nothing else is said: a number that no distribution gives to anybody
+/// (systemd's list of users and groups calls 65520 to 65533 unused; images like 65532).
+pub const SIDECAR_USER: u32 = 65_529;
+/// More than the bytes of any variable's name and value; execve(2) takes hardly more.
+pub const MAX_VARIABLE: usize = 127 * 1024;
+
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Request {
@@ -52,12 +70,23 @@ pub struct Run {
     pub dir: PathBuf,
     pub wait: Vec<String>,
     pub timeout: Duration,
+    pub env: Vec<Variable>,
     pub sidecar: Option<SidecarOptions>,
-    pub grace: Duration,
+    pub restart_on_rotate: bool,
+    /// `None` is the default, and no limit for who is stopped from outside.
+    pub grace: Option<Duration>,
     pub user: Option<Identity>,
     pub drop_caps: bool,
+    pub landlock: bool,
     pub program: OsString,
     pub arguments: Vec<OsString>,
+}
+
+impl Run {
+    /// How long who is asked to end may take.
+    pub fn grace(&self) -> Duration {
+        self.grace.unwrap_or(Duration::from_secs(5))
+    }
 }
 
 /// How to start the sidecar.
@@ -66,6 +95,16 @@ pub struct SidecarOptions {
     /// `None` is the file beside our own.
     pub path: Option<PathBuf>,
     pub arguments: Vec<OsString>,
+    /// `None` is the default.
+    pub user: Option<u32>,
+}
+
+/// A variable of the application's environment.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Variable {
+    pub name: String,
+    /// Where its value is, below the current generation.
+    pub path: String,
 }
 
 /// Whom to become.
@@ -91,10 +130,13 @@ fn parse_run(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
         dir: "/run/secrets".into(),
         wait: Vec::new(),
         timeout: Duration::from_secs(30),
+        env: Vec::new(),
         sidecar: None,
-        grace: Duration::from_secs(5),
+        restart_on_rotate: false,
+        grace: None,
         user: None,
         drop_caps: false,
+        landlock: false,
         program: OsString::new(),
         arguments: Vec::new(),
     };
@@ -105,13 +147,21 @@ fn parse_run(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
             Long("dir") => run.dir = parser.value()?.into(),
             Long("wait") => run.wait.extend(parser.value()?.parse_with(names)?),
             Long("timeout") => run.timeout = parser.value()?.parse_with(duration)?,
+            Long("env") => {
+                let variable = parser.value()?.parse_with(variable)?;
+                run.wait.push(variable.path.clone());
+                run.env.push(variable);
+            }
             Long("sidecar") => with_sidecar = true,
             Long("sidecar-path") => sidecar.path = Some(parser.value()?.into()),
             // The value may begin with a dash: it is the sidecar's option, not ours.
             Long("sidecar-arg") => sidecar.arguments.push(parser.value()?),
-            Long("grace") => run.grace = parser.value()?.parse_with(duration)?,
+            Long("sidecar-user") => sidecar.user = Some(parser.value()?.parse_with(user)?),
+            Long("restart") => run.restart_on_rotate = parser.value()?.parse_with(when)?,
+            Long("grace") => run.grace = Some(parser.value()?.parse_with(duration)?),
             Long("user") => run.user = Some(parser.value()?.parse_with(identity)?),
             Long("drop-caps") => run.drop_caps = true,
+            Long("landlock") => run.landlock = true,
             Long("help") | Short('h') => return Ok(Request::Help),
             Value(program) => {
                 run.program = program;
@@ -123,6 +173,13 @@ fn parse_run(mut parser: lexopt::Parser) -> Result<Request, lexopt::Error> {
     }
     if run.program.is_empty() {
         return Err("expected the application after `--`, as in `run -- /app`".into());
+    }
+    if sidecar.user.is_some() && run.user.is_none_or(|user| user.uid == 0) {
+        return Err(
+            "--sidecar-user needs --user with another user than root, who could become \
+                    the sidecar's user at any time"
+                .into(),
+        );
     }
     if with_sidecar {
         run.sidecar = Some(sidecar);
@@ -139,6 +196,37 @@ fn names(text: &str) -> Result<Vec<String>, String> {
         _ => Ok(name.to_owned()),
     });
     names.collect()
+}
+
+/// `NAME=file:PATH`. The name is one that every shell could set, and the path leads down.
+fn variable(text: &str) -> Result<Variable, String> {
+    let letter = |c: char| c == '_' || c.is_ascii_alphanumeric();
+    let parsed = text.split_once("=file:").filter(|(name, path)| {
+        name.chars().all(letter)
+            && name.starts_with(|c: char| !c.is_ascii_digit())
+            && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+    });
+    match parsed {
+        Some((name, path)) => Ok(Variable {
+            name: name.to_owned(),
+            path: path.to_owned(),
+        }),
+        None => Err("expected NAME=file:PATH, the path below DIR/..data".to_owned()),
+    }
+}
+
+fn when(text: &str) -> Result<bool, String> {
+    match text {
+        "on-rotate" => Ok(true),
+        _ => Err("expected on-rotate".to_owned()),
+    }
+}
+
+fn user(text: &str) -> Result<u32, String> {
+    identity(text).and_then(|id| match text.contains(':') || id.uid == 0 {
+        true => Err("expected the number of a user that is not root".to_owned()),
+        false => Ok(id.uid),
+    })
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -185,7 +273,8 @@ mod tests {
     fn defaults() {
         let run = run(&["run", "--", "/app", "--dir", "x", "--"]).unwrap();
         assert_eq!(run.dir, PathBuf::from("/run/secrets"));
-        assert_eq!((run.timeout.as_secs(), run.grace.as_secs()), (30, 5));
+        assert_eq!((run.timeout.as_secs(), run.grace), (30, None));
+        assert!(run.env.is_empty() && !run.restart_on_rotate && !run.landlock);
         assert_eq!((run.sidecar, run.user, run.drop_caps), (None, None, false));
         assert!(run.wait.is_empty());
         assert_eq!(run.program, "/app");
@@ -215,21 +304,35 @@ mod tests {
             "--user",
             "7:8",
             "--drop-caps",
+            "--landlock",
+            "--restart=on-rotate",
+            "--sidecar-user=9",
+            "--env",
+            "DB_PASSWORD=file:orders-db/password",
             "--dir=/d",
             "app",
             "-x",
         ]);
         let expected = Run {
             dir: "/d".into(),
-            wait: vec!["a".into(), "b".into(), "c".into()],
+            wait: ["a", "b", "c", "orders-db/password"]
+                .map(str::to_owned)
+                .into(),
             timeout: Duration::from_millis(1500),
             sidecar: Some(SidecarOptions {
                 path: Some("/s".into()),
                 arguments: vec!["--socket".into(), "/w".into()],
+                user: Some(9),
             }),
-            grace: Duration::from_secs(120),
+            env: vec![Variable {
+                name: "DB_PASSWORD".into(),
+                path: "orders-db/password".into(),
+            }],
+            restart_on_rotate: true,
+            grace: Some(Duration::from_secs(120)),
             user: Some(Identity { uid: 7, gid: 8 }),
             drop_caps: true,
+            landlock: true,
             program: "app".into(),
             arguments: vec!["-x".into()],
         };
@@ -248,6 +351,22 @@ mod tests {
             (&["run", "--timeout=-1s", "--", "a"], "such as 500ms"),
             (&["run", "--timeout=99999999m", "--", "a"], "such as 500ms"),
             (&["run", "--user=root", "--", "a"], "expected numbers"),
+            (&["run", "--restart=always", "--", "a"], "on-rotate"),
+            (&["run", "--env=A=secret", "--", "a"], "NAME=file:PATH"),
+            (&["run", "--env=1A=file:a", "--", "a"], "NAME=file:PATH"),
+            (&["run", "--env==file:a", "--", "a"], "NAME=file:PATH"),
+            (&["run", "--env=A=file:../a", "--", "a"], "NAME=file:PATH"),
+            (&["run", "--env=A=file:/etc/a", "--", "a"], "NAME=file:PATH"),
+            (
+                &["run", "--sidecar", "--sidecar-user=9", "--", "a"],
+                "needs --user",
+            ),
+            (
+                &["run", "--sidecar-user=9", "--user=0", "--", "a"],
+                "needs --user",
+            ),
+            (&["run", "--sidecar-user=0", "--", "a"], "not root"),
+            (&["run", "--sidecar-user=9:9", "--", "a"], "not root"),
             (&["run", "--user=4294967295", "--", "a"], "expected numbers"),
             (&["run", "--bogus", "--", "a"], "--bogus"),
             (&["exec"], "exec"),

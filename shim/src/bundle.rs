@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use mayfly_kernel::dirwatch::DirWatch;
@@ -16,7 +17,7 @@ use nix::sys::stat::{Mode, fstatat};
 use crate::exit::{CONFIGURATION, Failure};
 
 /// The link to the current generation.
-const CURRENT: &str = "..data";
+pub const CURRENT: &str = "..data";
 
 /// Why the bundle is not complete.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,8 +55,7 @@ impl fmt::Display for Missing {
 ///
 /// The link is followed once, so that all names are looked up in one generation.
 pub fn missing(dir: &Path, names: &[String]) -> Option<Missing> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let generation = match open(&dir.join(CURRENT), flags, Mode::empty()) {
+    let generation = match current(dir) {
         Ok(generation) => generation,
         Err(Errno::ENOENT) if dir.exists() => return Some(Missing::Bundle),
         Err(Errno::ENOENT) => return Some(Missing::Directory),
@@ -74,6 +74,12 @@ pub fn missing(dir: &Path, names: &[String]) -> Option<Missing> {
     } else {
         Some(Missing::Names(absent))
     }
+}
+
+/// The current generation, held: whatever is read through it is of one set.
+pub fn current(dir: &Path) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open(&dir.join(CURRENT), flags, Mode::empty())
 }
 
 /// Takes away what an earlier life of this container left published, if its sidecar was killed

@@ -1,30 +1,51 @@
 //! What the shim takes away, from itself and so from all that it starts.
 
 use std::io;
+use std::path::Path;
 
+use mayfly_kernel::caps::CapSet;
 use mayfly_kernel::{caps, keyring, memory, process, seccomp};
+use nix::fcntl::{OFlag, open};
 use nix::libc;
-use nix::sys::prctl::set_no_new_privs;
-use nix::unistd::{Gid, Uid, getgroups, getresgid, getresuid, setgroups, setresgid, setresuid};
+use nix::sys::prctl::{set_keepcaps, set_no_new_privs};
+use nix::sys::stat::{Mode, fchmod};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::unistd::{
+    Gid, Uid, fchown, geteuid, getgroups, getresgid, getresuid, setgroups, setresgid, setresuid,
+};
 
-use crate::args::Identity;
+use crate::args::{Identity, Run, SIDECAR_USER};
 use crate::exit::{Failure, OS_ERROR};
 use crate::say;
 
+/// What the shim keeps when the sidecar has a user of its own: becoming the application's user each time
+/// that this starts, and signalling it.
+const SUPERVISING: CapSet = CapSet::of([caps::KILL, caps::SETGID, caps::SETUID]);
+/// What it needs once, to give the directory to the sidecar.
+const GIVING: CapSet = CapSet::of([caps::CHOWN, caps::FOWNER]);
+
 /// Hardens this process. The order matters: nothing is open before the descriptors are closed,
 /// capabilities go when nothing needs them any more, and the filter needs no_new_privs.
-pub fn harden(user: Option<Identity>, drop_caps: bool) -> Result<(), Failure> {
+///
+/// With `alone`, the sidecar's user and the application's group, the shim becomes that and keeps
+/// [`SUPERVISING`]; else it becomes the user of `--user`.
+pub fn harden(run: &Run, alone: Option<Identity>) -> Result<(), Failure> {
     step("close inherited descriptors", process::close_inherited())?;
     step("join a session keyring of its own", join_session())?;
     step("forbid core dumps", memory::forbid_core_dumps())?;
-    if drop_caps {
+    if run.drop_caps {
         step("empty the capability bounding set", caps::drop_bounding())?;
     }
-    if let Some(user) = user {
-        step("become the user of --user", become_user(user))?;
-    }
-    if drop_caps {
-        step("drop capabilities", caps::drop_all())?;
+    if let Some(alone) = alone {
+        step("give the directory to the sidecar", give(&run.dir, alone))?;
+        step("become the sidecar's user", become_supervisor(alone))?;
+    } else {
+        if let Some(user) = run.user {
+            step("become the user of --user", become_user(user))?;
+        }
+        if run.drop_caps {
+            step("drop capabilities", caps::drop_all())?;
+        }
     }
     step(
         "keep others of the uid from reading its memory",
@@ -37,7 +58,52 @@ pub fn harden(user: Option<Identity>, drop_caps: bool) -> Result<(), Failure> {
     step("load the seccomp filter", seccomp::refuse_keyrings())
 }
 
-fn step(purpose: &str, result: io::Result<()>) -> Result<(), Failure> {
+/// Who the sidecar is, if it can be somebody else than the application: its own user, so that the
+/// application can neither trace it nor pass for it, and the application's group, which reads the files.
+pub fn alone(run: &Run) -> Result<Option<Identity>, Failure> {
+    let (Some(options), Some(user)) = (&run.sidecar, run.user.filter(|user| user.uid != 0)) else {
+        return Ok(None);
+    };
+    let uid = options.user.unwrap_or(SIDECAR_USER);
+    let held = step("read its capabilities", caps::Caps::read())?.effective;
+    let able = geteuid().is_root() && held.holds(SUPERVISING) && held.holds(GIVING);
+    if uid == user.uid || (options.user.is_none() && !able) {
+        return Ok(None);
+    }
+    if !able {
+        let message = "--sidecar-user needs root with CAP_CHOWN, CAP_FOWNER, CAP_KILL, CAP_SETGID and \
+                       CAP_SETUID, as a container engine gives them if nothing is dropped";
+        return Err(Failure::new(OS_ERROR, message));
+    }
+    Ok(Some(Identity { uid, ..user }))
+}
+
+/// Makes the publishing directory the sidecar's, and the application's to read. What is no tmpfs is left
+/// as it is: the sidecar refuses it.
+fn give(dir: &Path, to: Identity) -> io::Result<()> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let Ok(dir) = open(dir, flags, Mode::empty()) else {
+        return Ok(());
+    };
+    if fstatfs(&dir)?.filesystem_type() == TMPFS_MAGIC {
+        fchmod(&dir, Mode::from_bits_truncate(0o750))?;
+        fchown(
+            &dir,
+            Some(Uid::from_raw(to.uid)),
+            Some(Gid::from_raw(to.gid)),
+        )?;
+    }
+    Ok(())
+}
+
+fn become_supervisor(user: Identity) -> io::Result<()> {
+    set_keepcaps(true)?;
+    become_user(user)?;
+    set_keepcaps(false)?;
+    caps::keep_only(SUPERVISING)
+}
+
+fn step<T>(purpose: &str, result: io::Result<T>) -> Result<T, Failure> {
     result.map_err(|error| {
         let message = format!("cannot {purpose}: {error}; the application was not started");
         Failure::new(OS_ERROR, message)

@@ -8,16 +8,25 @@
 mod app;
 mod args;
 mod bundle;
+mod channel;
 mod exit;
 mod harden;
+mod life;
+mod rotation;
 mod sidecar;
 mod signals;
 mod supervise;
 
 use std::io::Write;
 
+use mayfly_kernel::alloc::Zeroing;
+
 use crate::args::Request;
 use crate::exit::Failure;
+
+/// Values pass through it on their way to the application's environment.
+#[global_allocator]
+static HEAP: Zeroing = Zeroing::new();
 
 #[cfg(not(test))]
 mayfly_kernel::entry!(run);

@@ -3,16 +3,17 @@
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use mayfly_kernel::process::{prepare_child, send_signal};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::args::SidecarOptions;
+use crate::channel::Channel;
 use crate::exit::{CONFIGURATION, Failure, USAGE, code_of};
 
 /// The most that the first restart waits; it doubles with each failure after it.
@@ -28,6 +29,8 @@ pub struct Sidecar {
     arguments: Vec<OsString>,
     state: State,
     failures: u32,
+    /// On which the running one asks of us.
+    channel: Option<Channel>,
 }
 
 /// What a death of the sidecar means.
@@ -49,8 +52,9 @@ enum State {
 }
 
 impl Sidecar {
-    /// One that is due now. It publishes to `dir`.
-    pub fn new(options: &SidecarOptions, dir: &Path) -> Result<Self, Failure> {
+    /// One that is due now. It publishes to `dir`, for the group too if it is `alone`: if the
+    /// application is another user.
+    pub fn new(options: &SidecarOptions, dir: &Path, alone: bool) -> Result<Self, Failure> {
         let program = match &options.path {
             Some(path) => path.clone(),
             None => std::env::current_exe()
@@ -60,13 +64,18 @@ impl Sidecar {
                 })?
                 .with_file_name("mayfly-sidecar"),
         };
-        let mut arguments: Vec<OsString> = vec!["--dir".into(), dir.into()];
+        let mut arguments: Vec<OsString> = vec!["--shim".into(), "--dir".into(), dir.into()];
+        if alone {
+            arguments.extend(["--mode", "0440"].map(OsString::from));
+        }
+        // What is said by hand comes last, and wins.
         arguments.extend(options.arguments.iter().cloned());
         Ok(Self {
             program,
             arguments,
             state: State::Due(Instant::now()),
             failures: 0,
+            channel: None,
         })
     }
 
@@ -81,8 +90,8 @@ impl Sidecar {
     /// Starts it if that is due; an error counts as a death, and it is due again later.
     ///
     /// It is in a process group of its own, away from the terminal's Ctrl-C: it must still wipe
-    /// when the application has ended. It reads nothing, and says all on stderr, because stdout is
-    /// the application's. When the shim is killed, the kernel asks it to end, and it wipes.
+    /// when the application has ended. Its stdin is our channel, and it says all on stderr, because
+    /// stdout is the application's. When the shim is killed, the kernel asks it to end, and it wipes.
     pub fn start_if_due(&mut self, now: Instant, mask: SigSet) -> Result<(), Failure> {
         if self.due_in(now) != Some(Duration::ZERO) {
             return Ok(());
@@ -90,15 +99,15 @@ impl Sidecar {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).process_group(0);
         prepare_child(&mut command, mask, Signal::SIGTERM);
-        // A pipe that nobody writes to, because an empty image may lack /dev/null.
-        command.stdin(Stdio::piped());
-        let child = io::stderr()
-            .as_fd()
-            .try_clone_to_owned()
-            .and_then(|stderr| command.stdout(stderr).spawn());
-        match child {
-            Ok(child) => {
-                let pid = child.id() as i32;
+        let mut start = || {
+            let (channel, theirs) = Channel::pair()?;
+            let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+            let child = command.stdin(theirs).stdout(stderr).spawn()?;
+            Ok::<_, io::Error>((child.id() as i32, channel))
+        };
+        match start() {
+            Ok((pid, channel)) => {
+                self.channel = Some(channel);
                 self.state = State::Running { pid, since: now };
                 Ok(())
             }
@@ -122,6 +131,7 @@ impl Sidecar {
         if pid != dead {
             return None;
         }
+        self.channel = None;
         if status.success() && self.arguments.iter().any(|argument| argument == "--once") {
             self.state = State::Finished;
             return None;
@@ -149,15 +159,26 @@ impl Sidecar {
 
     /// Sends it a signal; whether it was there to get one.
     pub fn signal(&self, signal: Signal) -> bool {
+        self.pid()
+            .is_some_and(|pid| send_signal(pid, signal as i32).is_ok())
+    }
+
+    /// Its process, if it runs, as far as deaths were noted.
+    pub fn pid(&self) -> Option<i32> {
         match self.state {
-            State::Running { pid, .. } => send_signal(pid, signal as i32).is_ok(),
-            State::Due(_) | State::Finished => false,
+            State::Running { pid, .. } => Some(pid),
+            State::Due(_) | State::Finished => None,
         }
     }
 
-    /// Whether it runs, as far as deaths were noted.
-    pub fn is_running(&self) -> bool {
-        matches!(self.state, State::Running { .. })
+    /// What it asks on, while it runs.
+    pub fn channel(&mut self) -> Option<&mut Channel> {
+        self.channel.as_mut()
+    }
+
+    /// What to wait for, besides its death.
+    pub fn watched(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref()?.watched()
     }
 }
 
@@ -180,6 +201,7 @@ mod tests {
             arguments: arguments.iter().map(Into::into).collect(),
             state: State::Running { pid: 7, since },
             failures: 3,
+            channel: None,
         }
     }
 
@@ -210,7 +232,7 @@ mod tests {
                 sidecar.buried(8, status, now).is_none(),
                 "another child's death"
             );
-            assert!(sidecar.is_running());
+            assert!(sidecar.pid().is_some());
             let death = sidecar.buried(7, status, now);
             assert!(matches!(death, Some(Death::Unexpected(_))));
             assert!(sidecar.due_in(now).is_some());
@@ -233,7 +255,7 @@ mod tests {
         let now = Instant::now();
         let mut sidecar = running(&["--once"], now);
         assert!(sidecar.buried(7, exit(0), now).is_none());
-        assert!(sidecar.due_in(now).is_none() && !sidecar.is_running());
+        assert!(sidecar.due_in(now).is_none() && sidecar.pid().is_none());
         let mut sidecar = running(&["--once"], now);
         assert!(sidecar.buried(7, exit(1), now).is_some());
         assert!(sidecar.due_in(now).is_some());

@@ -1,7 +1,7 @@
 //! Signals as a queue, and what becomes of each.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use mayfly_kernel::process;
@@ -27,6 +27,8 @@ pub struct Signals {
 pub enum Fate {
     /// A child died.
     Reap,
+    /// A name appeared in a directory that is watched.
+    Look,
     /// Pass it on to the application.
     Forward(i32),
     /// The terminal stopped our process group; stop with it.
@@ -61,9 +63,11 @@ impl Signals {
         self.before
     }
 
-    /// Waits until a signal came, or the time is over (`None`: no end).
-    pub fn wait(&self, time: Option<Duration>) -> io::Result<()> {
-        let mut watched = [PollFd::new(self.queue.as_fd(), PollFlags::POLLIN)];
+    /// Waits until a signal came, `other` can be read, or the time is over (`None`: no end).
+    pub fn wait(&self, time: Option<Duration>, other: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let queue = self.queue.as_fd();
+        let mut watched =
+            [queue, other.unwrap_or(queue)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         let time = match time {
             // Rounded up, or the last millisecond would be spent spinning.
             Some(time) => {
@@ -118,6 +122,7 @@ fn fate(number: i32, code: i32, ours: bool, session_leader: bool) -> Fate {
     let by_kernel = code == libc::SI_KERNEL;
     match number {
         libc::SIGCHLD => Fate::Reap,
+        libc::SIGIO if by_kernel => Fate::Look,
         libc::SIGHUP | libc::SIGCONT if by_kernel && session_leader => Fate::Forward(number),
         libc::SIGTSTP if by_kernel => Fate::Stop(Signal::SIGTSTP),
         libc::SIGTTIN if by_kernel => Fate::Stop(Signal::SIGTTIN),
@@ -159,6 +164,7 @@ mod tests {
         for number in [libc::SIGINT, libc::SIGQUIT, libc::SIGWINCH] {
             assert_eq!(fate(number, libc::SI_KERNEL, false, true), Fate::Ignore);
         }
+        assert_eq!(fate(libc::SIGIO, libc::SI_KERNEL, false, false), Fate::Look);
         let stop = Fate::Stop(Signal::SIGTSTP);
         assert_eq!(fate(libc::SIGTSTP, libc::SI_KERNEL, false, false), stop);
         assert_eq!(

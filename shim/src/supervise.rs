@@ -1,38 +1,44 @@
-//! The shim's life: harden, wait for the first bundle, run the application, end the sidecar.
+//! The shim's course: harden, wait for the first bundle, run the application, end the sidecar.
 
 use std::time::{Duration, Instant};
 
-use mayfly_kernel::process::{reap, send_signal};
+use mayfly_kernel::process::reap;
 use nix::libc;
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::Signal;
 
-use crate::args::Run;
+use crate::app::{self, App};
+use crate::args::{Identity, Run};
 use crate::bundle::{Missing, Watch, missing, withdraw};
 use crate::exit::{Failure, OS_ERROR, UNAVAILABLE, by_signal, code_of};
 use crate::sidecar::{Death, Sidecar};
-use crate::signals::{Fate, Signals, ends};
-use crate::{app, harden, say};
+use crate::signals::{Signals, ends};
+use crate::{harden, say};
 
 /// How often the directory is looked at while it is waited for, besides when it tells a change.
 const LOOK: Duration = Duration::from_millis(50);
 
-struct Shim<'a> {
-    run: &'a Run,
-    signals: Signals,
-    sidecar: Option<Sidecar>,
+pub struct Shim<'a> {
+    pub run: &'a Run,
+    pub signals: Signals,
+    pub sidecar: Option<Sidecar>,
+    /// The sidecar's user, which is ours too, if the application has another.
+    pub alone: Option<Identity>,
 }
 
-/// Does what the command line asks for, and returns the exit code. Without a sidecar there is
-/// nothing to supervise: the application takes our place, and this returns only on failure.
+/// Does what the command line asks for, and returns the exit code. Without a sidecar, and without
+/// restarts, there is nothing to supervise: the application takes our place, and this returns only on
+/// failure.
 pub fn run(run: &Run) -> Result<u8, Failure> {
+    let alone = harden::alone(run)?;
     let sidecar = match &run.sidecar {
-        Some(options) => Some(Sidecar::new(options, &run.dir)?),
+        Some(options) => Some(Sidecar::new(options, &run.dir, alone.is_some())?),
         None => None,
     };
-    harden::harden(run.user, run.drop_caps)?;
+    harden::harden(run, alone)?;
     if sidecar.is_some() {
         withdraw(&run.dir)?;
-    } else if missing(&run.dir, &run.wait).is_none() {
+    } else if !run.restart_on_rotate && missing(&run.dir, &run.wait).is_none() {
         return Err(app::exec(run));
     }
     let signals = Signals::take_over().map_err(lost)?;
@@ -40,13 +46,14 @@ pub fn run(run: &Run) -> Result<u8, Failure> {
         run,
         signals,
         sidecar,
+        alone,
     };
     let result = shim.live();
     shim.end_sidecar();
     result
 }
 
-fn lost(error: impl Into<std::io::Error>) -> Failure {
+pub fn lost(error: impl Into<std::io::Error>) -> Failure {
     let error = error.into();
     Failure::new(
         OS_ERROR,
@@ -59,7 +66,7 @@ impl Shim<'_> {
         if let Some(signal) = self.first_bundle()? {
             return Ok(self.stopped(signal));
         }
-        if self.sidecar.is_none() {
+        if self.sidecar.is_none() && !self.run.restart_on_rotate {
             // What is still in the queue would strike once the mask is gone: the directory's own
             // signal among it, whose default action is to end the process.
             while let Some(number) = self.signals.next_number().map_err(lost)? {
@@ -70,8 +77,9 @@ impl Shim<'_> {
             self.signals.mask_before().thread_set_mask().map_err(lost)?;
             return Err(app::exec(self.run));
         }
-        let app = app::start(self.run, self.signals.mask_before())?;
-        self.supervise(app)
+        // Orphans of the application come to us, and not to an init above us.
+        set_child_subreaper(true).map_err(lost)?;
+        self.supervise()
     }
 
     fn stopped(&self, signal: i32) -> u8 {
@@ -99,7 +107,7 @@ impl Shim<'_> {
                 sidecar.start_if_due(now, self.signals.mask_before())?;
                 time = sidecar.due_in(now).map_or(time, |due| due.min(time));
             }
-            self.signals.wait(Some(time)).map_err(lost)?;
+            self.signals.wait(Some(time), None).map_err(lost)?;
             while let Some(number) = self.signals.next_number().map_err(lost)? {
                 if number == libc::SIGCHLD {
                     match self.bury(None).1 {
@@ -120,47 +128,12 @@ impl Shim<'_> {
         Failure::new(UNAVAILABLE, message)
     }
 
-    /// Runs until the application ends, and returns its exit code.
-    fn supervise(&mut self, app: i32) -> Result<u8, Failure> {
-        loop {
-            let now = Instant::now();
-            let mut time = None;
-            if let Some(sidecar) = &mut self.sidecar {
-                if let Err(failure) = sidecar.start_if_due(now, self.signals.mask_before()) {
-                    say(&failure.message);
-                }
-                time = sidecar.due_in(now);
-            }
-            self.signals.wait(time).map_err(lost)?;
-            while let Some(fate) = self.signals.next().map_err(lost)? {
-                match fate {
-                    Fate::Reap => {
-                        let (ended, sidecar) = self.bury(Some(app));
-                        if let Some(code) = ended {
-                            return Ok(code);
-                        }
-                        // The application lives and needs its secrets: go on trying, and say so.
-                        match sidecar {
-                            Some(Death::Refused(failure)) => say(&failure.message),
-                            Some(Death::Unexpected(what)) => say(&what),
-                            None => {}
-                        }
-                    }
-                    // It may have ended meanwhile; its number is not reused before it is reaped.
-                    Fate::Forward(number) => drop(send_signal(app, number)),
-                    Fate::Stop(signal) => Signals::stop(signal).map_err(lost)?,
-                    Fate::Ignore => {}
-                }
-            }
-        }
-    }
-
     /// Reaps all that is dead: the application, whose exit code it returns, the sidecar, and
     /// orphans that came to us as PID 1.
-    fn bury(&mut self, app: Option<i32>) -> (Option<u8>, Option<Death>) {
+    pub fn bury(&mut self, app: Option<&App>) -> (Option<u8>, Option<Death>) {
         let (mut code, mut death) = (None, None);
         while let Some((pid, status)) = reap() {
-            if Some(pid) == app {
+            if app.is_some_and(|app| app.is(pid)) {
                 code = Some(code_of(status));
             } else if let Some(sidecar) = &mut self.sidecar {
                 death = sidecar.buried(pid, status, Instant::now()).or(death);
@@ -175,20 +148,21 @@ impl Shim<'_> {
             .sidecar
             .as_ref()
             .is_some_and(|sidecar| sidecar.signal(Signal::SIGTERM));
-        let deadline = Instant::now() + self.run.grace;
-        while asked && self.sidecar.as_ref().is_some_and(Sidecar::is_running) {
+        let deadline = Instant::now() + self.run.grace();
+        while asked && self.sidecar.as_ref().and_then(Sidecar::pid).is_some() {
             let left = deadline.saturating_duration_since(Instant::now());
-            let waited = self.signals.wait(Some(left));
+            let waited = self.signals.wait(Some(left), None);
             while let Ok(Some(_)) = self.signals.next() {}
             // How it ended is of no use any more.
-            let _ = self.bury(None);
+            drop(self.bury(None));
             if left.is_zero() || waited.is_err() {
                 break;
             }
         }
-        if let Some(sidecar) = self.sidecar.as_ref().filter(|sidecar| sidecar.is_running()) {
+        if let Some(sidecar) = &self.sidecar
+            && sidecar.signal(Signal::SIGKILL)
+        {
             say("the sidecar did not end in time and was killed; --grace gives it longer");
-            sidecar.signal(Signal::SIGKILL);
         }
     }
 }

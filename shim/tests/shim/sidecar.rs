@@ -28,7 +28,10 @@ fn it_gets_its_arguments_and_wipes_before_the_end() {
     assert!(output.status.success());
     assert_eq!(text(&output.stdout), "value\n");
     let dir = place.secrets();
-    let expected = format!("started --dir {} --socket /w\nwiped\n", dir.display());
+    let expected = format!(
+        "started --shim --dir {} --socket /w\nwiped\n",
+        dir.display()
+    );
     assert_eq!(log(&place), expected);
     assert!(!file.exists());
 }

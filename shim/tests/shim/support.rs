@@ -118,6 +118,19 @@ pub fn wait_for(mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// The pid that a script wrote to a file of the place.
+pub fn pid_in(place: &Place, name: &str) -> i32 {
+    let read = || std::fs::read_to_string(place.path(name)).unwrap_or_default();
+    wait_for(|| read().ends_with('\n'));
+    read().trim().parse().unwrap()
+}
+
+/// Whether a process is there and no zombie.
+pub fn lives(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    !status.is_empty() && !status.contains("\nState:\tZ")
+}
+
 pub fn send(child: &Child, signal: i32) {
     mayfly_kernel::process::send_signal(child.id() as i32, signal).unwrap();
 }

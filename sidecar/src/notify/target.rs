@@ -131,6 +131,9 @@ pub async fn ask_shim(what: &str) -> Result<(), String> {
         let input = std::io::stdin().as_fd().try_clone_to_owned()?;
         let stream = std::os::unix::net::UnixStream::from(input);
         stream.set_nonblocking(true)?;
+        // A late answer to what was given up is none to this.
+        let mut late = [0; MAX_ANSWER];
+        while matches!((&stream).read(&mut late), Ok(1..)) {}
         let mut stream = UnixStream::from_std(stream)?;
         stream.write_all(format!("{what}\n").as_bytes()).await?;
         let mut answer = Vec::new();

@@ -1,0 +1,190 @@
+//! A sidecar with a user of its own.
+
+use std::process::{Command, Stdio};
+
+use nix::libc;
+
+use crate::support::{Place, SHIM, end_of, finish, send, text, wait_for};
+
+/// As the sidecar publishes, with the mode that it is given.
+const SIDECAR: &str = r#"
+trap 'rm -rf "$DIR"/..data "$DIR"/..1; exit 0' TERM
+echo "$*" > "$DIR"/arguments; grep -E '^(Uid|Gid|Groups|CapEff|CapPrm)' /proc/$PPID/status > "$DIR"/shim
+grep -E '^(Uid|Gid|Groups|CapEff|CapPrm)' /proc/self/status > "$DIR"/sidecar
+echo $$ > "$DIR"/pid
+mkdir -p "$DIR"/..1; chmod 755 "$DIR"/..1; echo value > "$DIR"/..1/a; chmod 0440 "$DIR"/..1/a
+ln -sfn ..1 "$DIR"/..data
+while :; do sleep 0.01; done
+"#;
+
+const ATTACKS: &str = r#"
+tried() { "$@" 2>/dev/null && echo "could: $*"; }
+tried cp /etc/hostname "$DIR/..data/a"
+tried touch "$DIR/planted"
+tried rm "$DIR/..data"
+tried kill -STOP $PPID
+tried kill -0 $(cat "$DIR"/pid)
+tried ls /proc/$(cat "$DIR"/pid)/fd
+tried cat /proc/$PPID/environ
+[ "$(cat "$DIR/..data/a")" = value ] || echo "cannot read"
+grep -E '^(Uid|Gid|Groups|CapEff|CapPrm)' /proc/self/status
+"#;
+
+/// The shim with a tmpfs of its own at the place's directory, which somebody else owns.
+fn shim(place: &Place, options: &[&str]) -> Command {
+    let script = r#"
+        mount -t tmpfs -o mode=1777,uid=7,gid=7 none "$0" && exec "$@""#;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", script])
+        .arg(place.secrets());
+    command
+        .args([SHIM, "run", "--dir"])
+        .arg(place.secrets())
+        .args(options);
+    let piped = Stdio::piped;
+    command.stdin(Stdio::null()).stdout(piped()).stderr(piped());
+    command
+}
+
+fn ids(uid: u32, gid: u32, capabilities: &str) -> String {
+    format!(
+        "Uid:\t{uid}\t{uid}\t{uid}\t{uid}\nGid:\t{gid}\t{gid}\t{gid}\t{gid}\nGroups:\t \n\
+         CapPrm:\t00000000000000{capabilities}\nCapEff:\t00000000000000{capabilities}\n"
+    )
+}
+
+fn place(app: &str) -> (Place, [String; 2]) {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    std::fs::set_permissions(place.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    let scripts = [place.script("sidecar", SIDECAR), place.script("app", app)];
+    (place, scripts)
+}
+
+#[test]
+fn the_application_reads_and_can_do_nothing_to_it() {
+    for (options, uid) in [
+        (&[][..], 65_529),
+        (&["--sidecar-user=4711", "--drop-caps"], 4711),
+    ] {
+        let look = format!("{ATTACKS}cat $DIR/arguments $DIR/shim $DIR/sidecar");
+        let (place, [sidecar, app]) = place(&look);
+        let with = ["--user=1000:1001", "--sidecar", "--sidecar-path", &sidecar];
+        let output = finish(&mut shim(&place, &[&with, options, &["--", &app]].concat()));
+        let said = text(&output.stdout).replace("Groups:\t\n", "Groups:\t \n");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let dir = place.secrets();
+        let expected = format!(
+            "{}--shim --dir {} --mode 0440\n{}{}",
+            ids(1000, 1001, "00"),
+            dir.display(),
+            ids(uid, 1001, "e0"),
+            ids(uid, 1001, "00"),
+        );
+        assert_eq!(said, expected);
+    }
+}
+
+/// All that the shim does with an application it does with one of another user.
+#[test]
+fn it_is_signalled_restarted_and_reaped() {
+    let (place, [sidecar, app]) =
+        place("trap 'exit 9' TERM\ntrap 'echo HUP' HUP\necho life\nwhile :; do sleep 0.01; done");
+    let sidecar_text = std::fs::read_to_string(&sidecar).unwrap();
+    let asks = sidecar_text.replace(
+        "while :;",
+        "sleep 0.3; for what in 'signal 1' restart 'signal 15'; do echo $what >&0; read -r answer; \
+         echo $what: $answer; sleep 0.3; done\nwhile :;",
+    );
+    std::fs::write(&sidecar, asks).unwrap();
+    let with = [
+        "--user=1000",
+        "--sidecar",
+        "--sidecar-path",
+        &sidecar,
+        "--",
+        &app,
+    ];
+    let output = end_of(shim(&place, &with).spawn().unwrap());
+    assert_eq!(output.status.code(), Some(9), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "life\nHUP\nlife\n");
+    let said = text(&output.stderr);
+    assert!(said.contains("signal 1: ok\nrestart: ok\n"), "{said}");
+}
+
+#[test]
+fn a_stop_reaches_it() {
+    let (place, [sidecar, app]) =
+        place("trap 'exit 9' TERM\necho up\nwhile :; do sleep 0.01; done");
+    let with = [
+        "--user=1000",
+        "--sidecar",
+        "--sidecar-path",
+        &sidecar,
+        "--",
+        &app,
+    ];
+    let child = shim(&place, &with).spawn().unwrap();
+    // The shim takes the place of `unshare` and `sh`.
+    let called = || std::fs::read_to_string(format!("/proc/{}/task/{0}/children", child.id()));
+    wait_for(|| called().unwrap_or_default().split_whitespace().count() == 2);
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    send(&child, libc::SIGTERM);
+    assert_eq!(end_of(child).status.code(), Some(9));
+}
+
+/// Where it cannot have one it is refused if it was asked for, and has the application's if not.
+#[test]
+fn it_needs_the_capabilities() {
+    let (place, [sidecar, app]) = place("cat $DIR/sidecar");
+    let few = [
+        "setpriv",
+        "--bounding-set=-chown",
+        "--inh-caps=-all",
+        SHIM,
+        "run",
+    ];
+    let run = |options: &[&str]| {
+        let script = r#"mount -t tmpfs -o uid=1000,gid=1000 none "$0" && exec "$@""#;
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", script])
+            .arg(place.secrets());
+        command
+            .args(few)
+            .arg("--dir")
+            .arg(place.secrets())
+            .args(options);
+        let with = [
+            "--user=1000",
+            "--sidecar",
+            "--sidecar-path",
+            &sidecar,
+            "--",
+            &app,
+        ];
+        finish(
+            command
+                .args(with)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped()),
+        )
+    };
+    let output = run(&[]);
+    assert!(
+        text(&output.stdout).starts_with("Uid:\t1000\t"),
+        "{}",
+        text(&output.stderr)
+    );
+    let output = run(&["--sidecar-user=4711"]);
+    assert_eq!(output.status.code(), Some(71));
+    assert!(text(&output.stderr).contains("CAP_CHOWN"));
+    // Who names the application's user wants no other.
+    let output = run(&["--sidecar-user=1000"]);
+    assert!(
+        text(&output.stdout).starts_with("Uid:\t1000\t"),
+        "{}",
+        text(&output.stderr)
+    );
+}
