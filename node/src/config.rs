@@ -53,8 +53,9 @@ impl Default for NodeConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Most connections at once, of all containers. Each is one descriptor of the node's and one or
-    /// two of attestation. No container ever holds more than an eighth of what is still free.
+    /// Most connections at once, of all containers. Each takes up to twelve descriptors, with the
+    /// handles on its process and its container. No container ever holds more than an eighth of what
+    /// is still free.
     pub connections: usize,
     /// Most connections at once of one container.
     pub connections_per_container: usize,
@@ -73,7 +74,8 @@ pub struct Limits {
     pub request_seconds: u64,
     /// How long the other side of a session may take to read one message, in seconds.
     pub write_seconds: u64,
-    /// How often a session is pinged, in seconds. It ends after three silent intervals.
+    /// How often a session is pinged, in seconds: at most [`PING_SECONDS`], because clients give up
+    /// after three times that. It ends after three silent intervals.
     pub ping_seconds: u64,
     /// How often an open session's process and container are looked at again, in seconds: what has
     /// changed, such as privileges or limits, is told to the broker, which decides anew.
@@ -108,7 +110,7 @@ pub struct BadConfig {
     /// The key, from the root of the file.
     pub key: &'static str,
     /// What it should hold.
-    pub expected: &'static str,
+    pub expected: String,
     /// What it holds.
     pub found: String,
 }
@@ -127,7 +129,7 @@ impl NodeConfig {
         if !name_fits {
             return Err(BadConfig {
                 key: "node.name",
-                expected: "1 to 253 of a-z, A-Z, 0-9, '-', '_' and '.'",
+                expected: "1 to 253 of a-z, A-Z, 0-9, '-', '_' and '.'".to_owned(),
                 found: format!("{:?}", self.name),
             });
         }
@@ -143,7 +145,8 @@ impl NodeConfig {
         if !path_fits {
             return Err(BadConfig {
                 key: "node.workload_socket",
-                expected: "an absolute path of at most 102 bytes, in a directory of its own",
+                expected: "an absolute path of at most 102 bytes, in a directory of its own"
+                    .to_owned(),
                 found: format!("{}", path.display()),
             });
         }
@@ -181,7 +184,7 @@ impl Limits {
             ("node.limits.body_seconds", self.body_seconds, hour),
             ("node.limits.request_seconds", self.request_seconds, hour),
             ("node.limits.write_seconds", self.write_seconds, hour),
-            ("node.limits.ping_seconds", self.ping_seconds, hour),
+            ("node.limits.ping_seconds", self.ping_seconds, PING_SECONDS),
             ("node.limits.reattest_seconds", self.reattest_seconds, hour),
             ("node.limits.refusal_seconds", self.refusal_seconds, hour),
         ];
@@ -189,7 +192,7 @@ impl Limits {
             if found == 0 || found > most {
                 return Err(BadConfig {
                     key,
-                    expected: "a whole number from 1 (to 3600 seconds, or 1000000 of a count)",
+                    expected: format!("a whole number from 1 to {most}"),
                     found: found.to_string(),
                 });
             }
@@ -251,6 +254,21 @@ mod tests {
         assert_eq!(
             check("[limits]\nping_seconds = 0"),
             "node.limits.ping_seconds"
+        );
+    }
+
+    /// A sidecar ends a session that was silent for three times [`PING_SECONDS`].
+    #[test]
+    fn no_session_is_pinged_more_seldom_than_its_client_bears() {
+        let check = |seconds: u64| {
+            let text = format!("[limits]\nping_seconds = {seconds}");
+            toml::from_str::<NodeConfig>(&text).unwrap().check()
+        };
+        check(PING_SECONDS).unwrap();
+        let error = check(PING_SECONDS + 1).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "`node.limits.ping_seconds`: expected a whole number from 1 to 20, found 21"
         );
     }
 }

@@ -165,10 +165,17 @@ impl Beat {
     }
 }
 
-/// Raises the process's soft limit of descriptors (RLIMIT_NOFILE) to its hard one: a connection takes
-/// up to four, with the handles on its peer, and the usual soft limit is 1024.
+/// Most descriptors that one connection takes: itself, three handles on its process, and for the first
+/// of a container seven that stay until its death: six on the container, one for its death. And one
+/// while an engine is asked.
+const DESCRIPTORS_EACH: u64 = 12;
+/// What the rest of the process takes.
+const DESCRIPTORS_ELSE: u64 = 256;
+
+/// Raises the process's soft limit of descriptors (RLIMIT_NOFILE), which is usually 1024, to what all
+/// connections may take, or to the hard one.
 fn allow_descriptors(connections: usize) {
-    let wanted = connections as u64 * 4 + 256;
+    let wanted = descriptors_for(connections);
     match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, hard)) => {
             let raised = wanted.min(hard).max(soft);
@@ -178,10 +185,42 @@ fn allow_descriptors(connections: usize) {
                 tracing::warn!(
                     hard,
                     wanted,
-                    "RLIMIT_NOFILE is too low for `node.limits.connections`: raise it, or lower that"
+                    "the hard limit of RLIMIT_NOFILE is too low for `node.limits.connections`: raise \
+                     it (in a unit, LimitNOFILE={wanted}), or lower that to {}",
+                    connections_within(hard)
                 );
             }
         }
         Err(error) => tracing::warn!(%error, "cannot read RLIMIT_NOFILE"),
+    }
+}
+
+fn descriptors_for(connections: usize) -> u64 {
+    (connections as u64)
+        .saturating_mul(DESCRIPTORS_EACH)
+        .saturating_add(DESCRIPTORS_ELSE)
+}
+
+fn connections_within(descriptors: u64) -> u64 {
+    (descriptors.saturating_sub(DESCRIPTORS_ELSE) / DESCRIPTORS_EACH).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_warning_names_as_many_connections_as_fit() {
+        for connections in [1, 320, 4096] {
+            let wanted = descriptors_for(connections);
+            assert_eq!(connections_within(wanted), connections as u64);
+            assert_eq!(
+                connections_within(wanted - 1),
+                (connections as u64 - 1).max(1)
+            );
+        }
+        assert_eq!(descriptors_for(4096), 49_408);
+        assert_eq!(connections_within(20_000), 1645);
+        assert_eq!(descriptors_for(usize::MAX), u64::MAX);
     }
 }

@@ -16,6 +16,7 @@ mod attest {
     pub mod forbidden;
     pub mod found;
     pub mod harness;
+    pub mod many;
     pub mod senders;
     pub mod shared;
     pub mod stand_in;

@@ -20,7 +20,7 @@ const TICKS_A_SECOND: u64 = 100;
 /// How long to wait before the engine is asked again about a process that seems younger than its
 /// container. Either the clock was set since the container started, or the container's first process
 /// has died, another got its pid, and the engine (which takes 40 ms for it) has not noticed.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Which cgroup a container should have.
 pub(crate) enum Expected {
@@ -28,6 +28,14 @@ pub(crate) enum Expected {
     Within(CgroupId),
     /// Whichever its first process is in.
     Any,
+}
+
+/// A container as an engine has described it once.
+pub(crate) struct Met {
+    container: Container,
+    first: Inspected,
+    /// Its first process seems younger than it: not to be confirmed before [`PATIENCE`] has passed.
+    pub younger: bool,
 }
 
 /// Asks an engine about a container, takes hold of the first process that it names, and asks again: it
@@ -39,30 +47,60 @@ pub(crate) async fn bind(
     id: &str,
     expected: Expected,
 ) -> Result<Option<Arc<Container>>, EngineError> {
+    let Some(met) = meet(host, engine, id, expected).await? else {
+        return Ok(None);
+    };
+    if met.younger {
+        tokio::time::sleep(PATIENCE).await;
+    }
+    met.confirm(engine).await
+}
+
+/// Asks an engine about a container for the first time, and takes hold of its first process.
+pub(crate) async fn meet(
+    host: &Host,
+    engine: &Engine,
+    id: &str,
+    expected: Expected,
+) -> Result<Option<Met>, EngineError> {
     let Some(first) = engine.inspect(id).await? else {
         return Ok(None);
     };
     let Some(container) = hold(host, &first, &expected) else {
         return Ok(None);
     };
-    if seems_younger(&container, &first.state.started_at) {
+    let younger = seems_younger(&container, &first.state.started_at);
+    if younger {
         tracing::warn!(
             container = id,
             "its first process seems younger than the engine says: asking again in a second"
         );
-        tokio::time::sleep(PATIENCE).await;
     }
-    let Some(second) = engine.inspect(id).await? else {
-        return Ok(None);
-    };
-    if second != first || !container.alive() {
-        return Ok(None);
+    Ok(Some(Met {
+        container,
+        first,
+        younger,
+    }))
+}
+
+impl Met {
+    /// Asks again.
+    pub(crate) async fn confirm(
+        self,
+        engine: &Engine,
+    ) -> Result<Option<Arc<Container>>, EngineError> {
+        let Some(second) = engine.inspect(&self.first.id).await? else {
+            return Ok(None);
+        };
+        if second != self.first || !self.container.alive() {
+            return Ok(None);
+        }
+        let metadata = engine.describe(second).await?;
+        Ok(Some(Arc::new(Container {
+            metadata: Some(metadata),
+            ..self.container
+        })))
     }
-    let metadata = engine.describe(second).await?;
-    Ok(Some(Arc::new(Container {
-        metadata: Some(metadata),
-        ..container
-    })))
 }
 
 /// Takes hold of the process that the engine names, if it is where it should be.

@@ -7,16 +7,19 @@ use std::time::{Duration, Instant};
 
 use mayfly_kernel::ns::Namespace;
 
-use super::bind::{Expected, bind};
+use super::bind::{Expected, Met, PATIENCE, bind, meet};
 use super::container::Container;
 use super::engine::{Engine, EngineError, id_in_name};
 use super::error::{AttestError, ENGINE_UNAVAILABLE, NOT_A_CONTAINER};
 use super::host::Host;
 use super::init::init_of;
 use super::line::{CgroupId, Line};
+use super::turns::Turns;
 
 /// How long engines are not asked again about a cgroup that none of them knew.
 const MISS: Duration = Duration::from_secs(2);
+/// How long one look through all containers may take. The next one goes on where it ended.
+const LOOK: Duration = Duration::from_secs(2);
 /// Most cgroups that are remembered as unknown.
 const MOST_MISSES: usize = 4096;
 /// Most names on one line that engines are asked about.
@@ -27,9 +30,20 @@ const MOST_HINTS: usize = 4;
 pub(crate) struct Registry {
     engines: Vec<Engine>,
     state: Mutex<Known>,
-    /// When all engines' containers were last looked through, to the end. Held meanwhile, so that who
-    /// comes then waits for what is found, and does not pass for a container that no engine knows.
-    listed: tokio::sync::Mutex<Option<Instant>>,
+    /// One question at a time about each cgroup.
+    asking: Turns<CgroupId>,
+    /// Held while all engines' containers are looked through, so that who comes then waits for what
+    /// is found, and does not pass for a container that no engine knows.
+    look: tokio::sync::Mutex<Look>,
+}
+
+/// The last look through all engines' containers.
+#[derive(Debug, Default)]
+struct Look {
+    /// When it began, and what kept it from seeing all.
+    last: Option<(Instant, Result<(), String>)>,
+    /// The id that the next one begins with.
+    next: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -47,7 +61,8 @@ impl Registry {
         Self {
             engines,
             state: Mutex::default(),
-            listed: tokio::sync::Mutex::default(),
+            asking: Turns::default(),
+            look: tokio::sync::Mutex::default(),
         }
     }
 
@@ -56,13 +71,15 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// `engine_unavailable` if an engine is there and does not answer: then nobody knows whether the
-    /// process is in one of its containers, and it must not pass for one that is in none.
+    /// `engine_unavailable` if an engine is there and does not answer, or has more containers than
+    /// could be looked through: then nobody knows whether the process is in one of them, and it must
+    /// not pass for one that is in none.
     pub(crate) async fn inspected(
         &self,
         host: &Host,
         line: &Line,
     ) -> Result<Option<Arc<Container>>, AttestError> {
+        let asked = Instant::now();
         let mut hints = 0;
         let fresh_miss = self.missed(line.own());
         for (ancestor, id) in line.ancestors.iter().zip(line.ids()) {
@@ -76,6 +93,10 @@ impl Registry {
             if hints > MOST_HINTS {
                 break;
             }
+            let _turn = self.asking.take(id).await;
+            if let Some(container) = self.known_in(id) {
+                return Ok(Some(container));
+            }
             if let Some(container) = self.ask(host, hint, id).await? {
                 return Ok(Some(container));
             }
@@ -83,10 +104,10 @@ impl Registry {
         if fresh_miss || self.engines.is_empty() {
             return Ok(None);
         }
-        let listed = self.list(host).await;
+        let looked = self.look(host, asked).await;
         let found = self.known(line);
         if found.is_none() {
-            listed?;
+            looked?;
             let mut known = self.state();
             if known.missed.len() >= MOST_MISSES {
                 known.missed.clear();
@@ -147,58 +168,104 @@ impl Registry {
         hint: &str,
         cgroup: CgroupId,
     ) -> Result<Option<Arc<Container>>, AttestError> {
-        let mut outcome = Ok(None);
+        let mut outcome = Ok(());
         for engine in &self.engines {
             match bind(host, engine, hint, Expected::Within(cgroup)).await {
                 Ok(Some(container)) => {
                     return Ok(Some(keep(&mut self.state().inspected, cgroup, container)));
                 }
                 Ok(None) => {}
-                Err(error) => outcome = outcome.and(complain(engine, &error).map(|()| None)),
+                Err(error) => outcome = outcome.and(complain(engine, &error)),
+            }
+        }
+        outcome.map(|()| None).map_err(unavailable)
+    }
+
+    /// Looks through all running containers, for those whose cgroup's name has no id in it. A look
+    /// counts for whoever asked before it began, and so was in a container that was there.
+    async fn look(&self, host: &Host, asked: Instant) -> Result<(), AttestError> {
+        let mut look = self.look.lock().await;
+        if let Some((begun, outcome)) = &look.last
+            && *begun >= asked
+        {
+            return outcome.clone().map_err(unavailable);
+        }
+        let begun = Instant::now();
+        let mut outcome = Ok(());
+        for engine in &self.engines {
+            let seen = self.look_through(host, engine, begun + LOOK, &mut look.next);
+            outcome = seen.await.and(outcome);
+        }
+        look.last = Some((begun, outcome.clone()));
+        outcome.map_err(unavailable)
+    }
+
+    async fn look_through(
+        &self,
+        host: &Host,
+        engine: &Engine,
+        deadline: Instant,
+        next: &mut Option<String>,
+    ) -> Result<(), String> {
+        let mut ids = match engine.running().await {
+            Ok(ids) => ids,
+            Err(error) => return complain(engine, &error),
+        };
+        let bound = self.bound();
+        ids.retain(|id| !bound.contains(id));
+        if let Some(first) = next
+            .as_ref()
+            .and_then(|next| ids.iter().position(|id| id == next))
+        {
+            ids.rotate_left(first);
+            *next = None;
+        }
+        let mut outcome = Ok(());
+        // The clock may have been set, and then all seem so: they wait together.
+        let mut younger = Vec::new();
+        for id in ids {
+            if Instant::now() > deadline {
+                let socket = engine.socket().display();
+                *next = Some(id);
+                outcome = outcome.and(Err(format!(
+                    "the container engine at {socket} has more containers than could be looked \
+                     through at once; the next look goes on from there"
+                )));
+                break;
+            }
+            let met = match meet(host, engine, &id, Expected::Any).await {
+                Ok(Some(met)) if met.younger => {
+                    younger.push(met);
+                    continue;
+                }
+                Ok(Some(met)) => self.confirm(engine, met).await,
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = met {
+                outcome = outcome.and(complain(engine, &error));
+                if error.is_of_all() {
+                    break;
+                }
+            }
+        }
+        if !younger.is_empty() {
+            tokio::time::sleep(PATIENCE).await;
+        }
+        for met in younger {
+            if let Err(error) = self.confirm(engine, met).await {
+                outcome = outcome.and(complain(engine, &error));
             }
         }
         outcome
     }
 
-    /// Looks through all running containers, for those whose cgroup's name has no id in it.
-    async fn list(&self, host: &Host) -> Result<(), AttestError> {
-        let mut listed = self.listed.lock().await;
-        if listed.is_some_and(|at| at.elapsed() < MISS) {
-            return Ok(());
+    async fn confirm(&self, engine: &Engine, met: Met) -> Result<(), EngineError> {
+        if let Some(container) = met.confirm(engine).await? {
+            let cgroup = container.cgroup;
+            keep(&mut self.state().inspected, cgroup, container);
         }
-        let mut outcome = Ok(());
-        let budget = Instant::now() + MISS;
-        for engine in &self.engines {
-            let ids = match engine.running().await {
-                Ok(ids) => ids,
-                Err(error) => {
-                    outcome = outcome.and(complain(engine, &error));
-                    continue;
-                }
-            };
-            let bound = self.bound();
-            for id in ids.into_iter().filter(|id| !bound.contains(id)) {
-                if Instant::now() > budget {
-                    tracing::warn!(socket = %engine.socket().display(), "too many containers to look through in time");
-                    break;
-                }
-                match bind(host, engine, &id, Expected::Any).await {
-                    Ok(Some(container)) => {
-                        let cgroup = container.cgroup;
-                        keep(&mut self.state().inspected, cgroup, container);
-                    }
-                    Ok(None) => {}
-                    Err(error) => {
-                        outcome = outcome.and(complain(engine, &error));
-                        break;
-                    }
-                }
-            }
-        }
-        if outcome.is_ok() {
-            *listed = Some(Instant::now());
-        }
-        outcome
+        Ok(())
     }
 
     /// The engines' ids of the containers that are known and live.
@@ -256,15 +323,18 @@ fn keep<K: Hash + Eq>(
 }
 
 /// An engine that is not there has no word; one that is there and does not give it is a failure.
-fn complain(engine: &Engine, error: &EngineError) -> Result<(), AttestError> {
+fn complain(engine: &Engine, error: &EngineError) -> Result<(), String> {
     let socket = engine.socket().display();
     if error.is_absent() {
         tracing::debug!(%socket, %error, "a container engine is not there");
         return Ok(());
     }
     tracing::warn!(%socket, %error, "a container engine does not answer");
-    Err(AttestError::new(
-        ENGINE_UNAVAILABLE,
-        format!("the container engine at {socket} does not say whose the process is: {error}"),
+    Err(format!(
+        "the container engine at {socket} does not say whose the process is: {error}"
     ))
+}
+
+fn unavailable(detail: String) -> AttestError {
+    AttestError::new(ENGINE_UNAVAILABLE, detail)
 }

@@ -6,7 +6,7 @@
 //! | `peer`, `process` | handles on processes, and what is read through them |
 //! | `cgroups`, `line` | cgroups by id, and what they are inside of |
 //! | `engine`, `bind` | what container engines say, and whether it is to be believed |
-//! | `container`, `init`, `locate`, `located` | containers as first seen, and how a peer's is found |
+//! | `container`, `init`, `locate`, `located`, `turns` | containers as first seen, and how a peer's is found |
 //! | `facts` → `posture`, `judge`, `sockets` | gathering → judging; the latter are pure |
 //! | `evidence`, `sender`, `held` | what is said of a peer; who else may send; what is kept until its death |
 
@@ -30,6 +30,7 @@ mod posture;
 mod process;
 mod sender;
 mod sockets;
+mod turns;
 
 use std::collections::BTreeSet;
 use std::io;

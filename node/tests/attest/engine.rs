@@ -235,17 +235,17 @@ fn an_engine_that_is_not_there_is_no_engine() {
 }
 
 #[test]
-fn a_silent_engine_costs_its_time_once() {
+fn a_silent_engine_costs_its_time_a_few_times() {
     let path = std::env::temp_dir().join(unique("silent"));
     let _listener = UnixListener::bind(&path).unwrap();
     let node = Node::with_engines(&[], vec![path.clone()]);
-    let (_cgroup, mut told, _) = named(ID);
-    let start = Instant::now();
-    refused(&node, &mut told);
-    assert!(start.elapsed() < Duration::from_secs(4));
-    let (_other, mut other, _) = named(ID);
-    let start = Instant::now();
-    refused(&node, &mut other);
-    assert!(start.elapsed() < Duration::from_secs(1));
+    // The fourth finds it left alone, and so does who comes for another time.
+    for (number, most) in [(1, 4), (1, 1), (2, 4), (3, 4), (4, 1)] {
+        let (_cgroup, mut told, _) = named(&format!("{number:064x}"));
+        let start = Instant::now();
+        refused(&node, &mut told);
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(most), "{number}: {took:?}");
+    }
     std::fs::remove_file(&path).unwrap();
 }

@@ -1,7 +1,7 @@
 //! A container engine that says what a test wants. What Docker really says is tested with Docker.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +13,36 @@ pub const ID: &str = "4f1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b
 pub const DIGEST: &str = "sha256:aa1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c0e5b7a2d9c3e8b6a4f1c";
 
 pub type Says = Box<dyn FnMut(&str) -> Option<String> + Send>;
+
+/// What the engine stumbles over, in the place of an answer: it answers 500, or not at all.
+pub const FAILS: &str = "fails";
+pub const HANGS: &str = "hangs";
+
+fn answer(mut stream: UnixStream, says: &Mutex<Says>, asked: &AtomicUsize) {
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    let first = lines.next().unwrap().unwrap();
+    while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+    asked.fetch_add(1, Ordering::Relaxed);
+    let path = first.split(' ').nth(1).unwrap();
+    let said = (says.lock().unwrap())(path);
+    let (status, body) = match said {
+        Some(said) if said == HANGS => {
+            // Until the one who asked gives up.
+            let _gone = lines.next();
+            return;
+        }
+        Some(said) if said == FAILS => ("500 Internal Server Error", said),
+        Some(body) => ("200 OK", body),
+        None => ("404 Not Found", "{}".to_owned()),
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let _gone = stream
+        .write_all(head.as_bytes())
+        .and_then(|()| stream.write_all(body.as_bytes()));
+}
 
 /// An engine that answers each path with what `says` makes of it.
 pub struct Engine {
@@ -28,26 +58,11 @@ impl Engine {
         let says: Arc<Mutex<Says>> = Arc::new(Mutex::new(Box::new(says)));
         let asked = Arc::new(AtomicUsize::new(0));
         let (answers, count) = (Arc::clone(&says), Arc::clone(&asked));
-        // It ends with the test's process.
+        // They end with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-                let first = lines.next().unwrap().unwrap();
-                while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
-                count.fetch_add(1, Ordering::Relaxed);
-                let path = first.split(' ').nth(1).unwrap();
-                let (status, body) = match (answers.lock().unwrap())(path) {
-                    Some(body) => ("200 OK", body),
-                    None => ("404 Not Found", "{}".to_owned()),
-                };
-                let head = format!(
-                    "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n",
-                    body.len()
-                );
-                let _gone = stream
-                    .write_all(head.as_bytes())
-                    .and_then(|()| stream.write_all(body.as_bytes()));
+                let (answers, count) = (Arc::clone(&answers), Arc::clone(&count));
+                std::thread::spawn(move || answer(stream.unwrap(), &answers, &count));
             }
         });
         Self { path, says, asked }

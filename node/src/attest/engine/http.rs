@@ -24,6 +24,12 @@ pub(crate) enum EngineError {
     /// It failed a moment ago, and is left alone.
     #[error("it did not answer a moment ago")]
     Paused,
+    /// It failed over this question a moment ago.
+    #[error("it failed over the same question a moment ago")]
+    Resting,
+    /// Too many other questions were first.
+    #[error("too many questions were to be asked before this one")]
+    Busy,
     /// It was not there a moment ago.
     #[error("nobody listened a moment ago")]
     Absent,
@@ -50,6 +56,14 @@ impl EngineError {
             Self::Down(error) => matches!(error.kind(), NotFound | ConnectionRefused),
             _ => false,
         }
+    }
+
+    /// Whether it is not worth asking the engine anything else now.
+    pub(crate) fn is_of_all(&self) -> bool {
+        matches!(
+            self,
+            Self::Absent | Self::Down(_) | Self::Paused | Self::Busy
+        )
     }
 }
 
