@@ -29,6 +29,10 @@ publish_ahead_seconds = 86400            # how long it is published before
 workload_socket = "/run/mayfly/workload/workload.sock"
 engine_sockets = ["/run/docker.sock", "/run/podman/podman.sock"]
 
+# [[node.volume]]                        # a tmpfs at /run/mayfly/volumes/orders, which the node
+# name = "orders"                        # watches over; docs/sidecar.md has the other keys
+# uid = 1000
+
 # [node_link]                            # only where other hosts run mayfly-node
 # listen = "0.0.0.0:7443"
 # names = ["broker.example"]

@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod container;
 pub mod dirwatch;
 pub mod entry;
+pub mod expiry;
 pub mod keyring;
 pub mod landlock;
 pub mod memory;

@@ -1,5 +1,7 @@
 //! What a node is told: its name, its socket, its engines, its limits.
 
+use crate::volumes;
+pub use crate::volumes::VolumeConfig;
 use mayfly_wire::Facility;
 use mayfly_wire::session::PING_SECONDS;
 use serde::Deserialize;
@@ -24,12 +26,19 @@ pub struct NodeConfig {
     /// Kernel facilities to do without, as if the kernel lacked them. For tests: it only ever lowers
     /// what the evidence is worth.
     pub forbid: Vec<Facility>,
+    /// Where the volumes are made, each in a directory of its name.
+    pub volumes_dir: PathBuf,
+    /// Each a tmpfs for secrets that the node makes and watches over. It stays mounted when the node
+    /// ends, with what is in it.
+    pub volume: Vec<VolumeConfig>,
     /// Limits on the workload socket.
     pub limits: Limits,
 }
 
 /// Where the workload socket is made unless the configuration says otherwise.
 pub const WORKLOAD_SOCKET: &str = "/run/mayfly/workload/workload.sock";
+/// Where the volumes are made unless the configuration says otherwise.
+pub const VOLUMES_DIR: &str = "/run/mayfly/volumes";
 
 impl Default for NodeConfig {
     fn default() -> Self {
@@ -44,6 +53,8 @@ impl Default for NodeConfig {
                 PathBuf::from("/run/podman/podman.sock"),
             ],
             forbid: Vec::new(),
+            volumes_dir: PathBuf::from(VOLUMES_DIR),
+            volume: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -150,6 +161,15 @@ impl NodeConfig {
                 found: format!("{}", path.display()),
             });
         }
+        let directory = &self.volumes_dir;
+        if !directory.is_absolute() || directory.parent().is_none() {
+            return Err(BadConfig {
+                key: "node.volumes_dir",
+                expected: "an absolute path",
+                found: format!("{}", directory.display()),
+            });
+        }
+        volumes::check(&self.volume)?;
         self.limits.check()
     }
 }
@@ -251,6 +271,8 @@ mod tests {
         assert_eq!(check("name = 'a b'"), "node.name");
         assert_eq!(check("workload_socket = 'a/b'"), "node.workload_socket");
         assert_eq!(check("workload_socket = '/b'"), "node.workload_socket");
+        assert_eq!(check("volumes_dir = 'a'"), "node.volumes_dir");
+        assert_eq!(check("[[volume]]\nname = '..'"), "node.volume.name");
         assert_eq!(
             check("[limits]\nping_seconds = 0"),
             "node.limits.ping_seconds"

@@ -1,4 +1,5 @@
-//! Attests the containers of one host, serves their workload socket, and watches for their deaths.
+//! Attests the containers of one host, serves their workload socket, watches for their deaths, and over
+//! the volumes that their secrets are in.
 //!
 //! A node gathers and relays; the broker, its [`upstream`], judges. Field values pass through it
 //! sealed to the sidecar, except in the one-shot form.
@@ -14,7 +15,9 @@ mod run;
 mod served;
 mod socket;
 pub mod upstream;
+mod volumes;
 
 pub use config::NodeConfig;
 pub use run::{NodeError, run};
 pub use socket::PlaceError;
+pub use volumes::VolumeError;

@@ -24,6 +24,13 @@ const EXAMPLE: &str = r#"Example of a configuration file:
   workload_socket = "/run/mayfly/workload/workload.sock"
   engine_sockets = ["/run/docker.sock"]
 
+  [[node.volume]]                                 # a tmpfs at /run/mayfly/volumes/orders, watched over
+  name = "orders"
+  size = "1m"
+  uid = 1000
+  gid = 1000
+  mode = "0750"
+
   [broker]
   addresses = ["broker-1.example:7443", "broker-2.example:7443"]
   ca = "/etc/mayfly/ca.pem"
@@ -32,7 +39,8 @@ const EXAMPLE: &str = r#"Example of a configuration file:
 
 Containers bind-mount the socket's directory, read-only:
 
-  docker run --volume /run/mayfly/workload:/run/mayfly:ro ...
+  docker run --volume /run/mayfly/workload:/run/mayfly:ro
+      --volume /run/mayfly/volumes/orders:/run/secrets ...
 
 The log's level is set by MAYFLY_LOG (info, debug, mayfly_node=debug; default: info).
 Exits 64 when the configuration is at fault, 1 when anything else is."#;

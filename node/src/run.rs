@@ -7,6 +7,7 @@ use crate::refusals::Refusals;
 use crate::served::Served;
 use crate::socket::{self, PlaceError, Server, Spot};
 use crate::upstream::Upstream;
+use crate::volumes::{self, Keeper, Outbox, VolumeError};
 use mayfly_wire::link::{HEARTBEAT_SECONDS, Heartbeat, NodeRefusal};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::future::Future;
@@ -30,6 +31,9 @@ pub enum NodeError {
     /// This host's kernel cannot attest, or not for this user.
     #[error("attestation: {0}")]
     Attestation(String),
+    /// A volume cannot be had.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// Waiting for connections or deaths failed.
     #[error("the node cannot go on: {0}")]
     Io(#[from] io::Error),
@@ -58,6 +62,10 @@ pub async fn run(
     let attestor = Arc::new(attestor);
     let (served, deaths) = Served::new();
     let refusals = Refusals::new(config.limits.refusal());
+    let volumes = volumes::prepare(&config)?;
+    if !volumes.is_empty() && !attestor.sees_all() {
+        return Err(VolumeError::Blind.into());
+    }
 
     let options = |listener: &UnixListener| attestor.listener_options(listener);
     let listener = socket::listen(&config.workload_socket, options)?;
@@ -71,6 +79,18 @@ pub async fn run(
         let (refusals, upstream) = (Arc::clone(&refusals), Arc::clone(&upstream));
         async move { refusals.send_all(&*upstream).await }
     });
+    if !volumes.is_empty() {
+        let outbox = Arc::new(Outbox::default());
+        let keeper = Keeper {
+            volumes,
+            attestor: Arc::clone(&attestor),
+            served: Arc::clone(&served),
+            outbox: Arc::clone(&outbox),
+        };
+        tasks.spawn(keeper.run());
+        let upstream = Arc::clone(&upstream);
+        tasks.spawn(async move { outbox.send_all(&*upstream).await });
+    }
     let heartbeat = Heartbeat {
         node: config.name.clone(),
         boot_id: attestor.boot_id().to_owned(),

@@ -8,7 +8,7 @@ use mayfly_wire::WorkloadKey;
 use mayfly_wire::link::{NodeEvent, Watched};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 /// Most reports on the way at once.
@@ -20,6 +20,8 @@ pub(crate) struct Served {
     workloads: Mutex<HashMap<WorkloadKey, Workload>>,
     /// Deaths to report; each workload stands in it once.
     to_report: mpsc::UnboundedSender<WorkloadKey>,
+    /// Somebody died.
+    death: Notify,
 }
 
 struct Workload {
@@ -56,6 +58,7 @@ impl Served {
             watch,
             workloads: Mutex::default(),
             to_report: sender,
+            death: Notify::new(),
         });
         (served, Deaths { told, to_report })
     }
@@ -109,6 +112,12 @@ impl Served {
         if report {
             self.report(key);
         }
+        self.death.notify_one();
+    }
+
+    /// Waits until somebody has died since it was last asked. For one who asks.
+    pub(crate) async fn deaths(&self) {
+        self.death.notified().await;
     }
 
     /// The receiver is gone only when the node stops; the next start finds the death again.

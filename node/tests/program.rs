@@ -86,7 +86,7 @@ async fn it_serves_reports_and_stops() {
     until("the death of the client", || {
         let deaths = server.events().into_iter().filter_map(|event| match event {
             NodeEvent::Died { workload } => Some(format!("hello {}", workload.id())),
-            NodeEvent::Refused(_) | NodeEvent::PublishFailed(_) => None,
+            NodeEvent::Refused(_) | NodeEvent::PublishFailed(_) | NodeEvent::Overdue(_) => None,
         });
         deaths.into_iter().find(|death| *death == hello)
     })

@@ -53,8 +53,14 @@ impl Shim<'_> {
                 say(&failure.message);
             }
             self.serve(app, now);
+            if let Some(sidecar) = &self.sidecar
+                && (self.deadman).tend(now, || sidecar.report(self.signals.mask_before()))
+            {
+                app.end(After::Stop, self.limit(now));
+            }
             let due = [
                 app.due_in(now),
+                self.sidecar.as_ref().map(|_| self.deadman.due_in(now)),
                 rotation.as_ref().and_then(|rotation| rotation.due_in(now)),
                 self.sidecar
                     .as_ref()

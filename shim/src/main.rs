@@ -9,6 +9,7 @@ mod app;
 mod args;
 mod bundle;
 mod channel;
+mod deadman;
 mod exit;
 mod harden;
 mod life;

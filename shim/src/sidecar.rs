@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use mayfly_kernel::process::{prepare_child, send_signal};
@@ -121,6 +121,21 @@ impl Sidecar {
                 Err(Failure::new(CONFIGURATION, message))
             }
         }
+    }
+
+    /// Has the sidecar's program tell the broker what is overdue, because the sidecar itself is frozen
+    /// or dead. It is waited for by nobody but whoever reaps; the answer is its pid.
+    pub fn report(&self, mask: SigSet) -> Option<i32> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .arg("--report")
+            .process_group(0);
+        prepare_child(&mut command, mask, Signal::SIGKILL);
+        command.stdin(Stdio::piped());
+        let stderr = io::stderr().as_fd().try_clone_to_owned().ok()?;
+        let child = command.stdout(stderr).spawn().ok()?;
+        Some(child.id() as i32)
     }
 
     /// Notes the death of a child, if it was this one: it is due again, unless it is finished.

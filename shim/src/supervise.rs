@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use crate::app::{self, App};
 use crate::args::{Identity, Run};
 use crate::bundle::{Missing, Watch, missing, withdraw};
+use crate::deadman::Deadman;
 use crate::exit::{Failure, OS_ERROR, UNAVAILABLE, by_signal, code_of};
 use crate::sidecar::{Death, Sidecar};
 use crate::signals::{Signals, ends};
@@ -24,6 +25,7 @@ pub struct Shim<'a> {
     pub sidecar: Option<Sidecar>,
     /// The sidecar's user, which is ours too, if the application has another.
     pub alone: Option<Identity>,
+    pub deadman: Deadman,
 }
 
 /// Does what the command line asks for, and returns the exit code. Without a sidecar, and without
@@ -47,6 +49,7 @@ pub fn run(run: &Run) -> Result<u8, Failure> {
         signals,
         sidecar,
         alone,
+        deadman: Deadman::new(&run.dir),
     };
     let result = shim.live();
     shim.end_sidecar();
@@ -133,6 +136,7 @@ impl Shim<'_> {
     pub fn bury(&mut self, app: Option<&App>) -> (Option<u8>, Option<Death>) {
         let (mut code, mut death) = (None, None);
         while let Some((pid, status)) = reap() {
+            self.deadman.buried(pid);
             if app.is_some_and(|app| app.is(pid)) {
                 code = Some(code_of(status));
             } else if let Some(sidecar) = &mut self.sidecar {

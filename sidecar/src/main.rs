@@ -4,7 +4,7 @@ use mayfly_kernel::alloc::Zeroing;
 use mayfly_kernel::memory;
 use mayfly_sidecar::config::{Config, DEFAULT_PATH};
 use mayfly_sidecar::ending::Ending;
-use mayfly_sidecar::log::{Format, Level, Log};
+use mayfly_sidecar::log::{Format, Level, Log, wall_clock};
 use mayfly_sidecar::options::{self, Command, Options};
 use mayfly_sidecar::{run, status};
 use std::io::Write as _;
@@ -16,6 +16,10 @@ static HEAP: Zeroing = Zeroing::new();
 
 fn main() -> ExitCode {
     let options = match options::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Run(options)) if options.report => {
+            run::report::report_ended(&options, Log(options.log), wall_clock());
+            return ExitCode::SUCCESS;
+        }
         Ok(Command::Run(options)) => options,
         Ok(Command::Say(text)) => return say(text, 0),
         Ok(Command::Status(dir, as_json)) => {
@@ -70,8 +74,8 @@ fn start(options: &Options) -> Ending {
         Ok(config) => config,
         Err(ending) => return ending,
     };
-    let publisher = match run::place::take(options, &config, log) {
-        Ok(publisher) => publisher,
+    let (publisher, missed) = match run::place::take(options, &config, log) {
+        Ok(taken) => taken,
         Err(ending) => return ending,
     };
     let fields = [
@@ -82,8 +86,8 @@ fn start(options: &Options) -> Ending {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let ended =
-        runtime.and_then(|runtime| runtime.block_on(run::run(options, &config, log, publisher)));
+    let ended = runtime
+        .and_then(|runtime| runtime.block_on(run::run(options, &config, log, publisher, &missed)));
     ended.unwrap_or_else(|error| Ending::Files(format!("cannot start: {error}")))
 }
 

@@ -25,12 +25,15 @@ mayfly-sidecar: turns what the broker grants to this container into files on a t
   --want NAMES       credentials to ask for, joined by commas (default: all that policy grants)
   --mode MODE        of the files: 0400 or 0440 (default 0400)
   --owner UID[:GID]  owner of the files, or :GID for the group alone (default: the sidecar's own)
-  --once             publish once, leave the files, and exit; their expiry is then nobody's watch
+  --once             publish once, leave the files, and exit; their expiry is then the shim's watch,
+                     or the node's, or nobody's
   --timeout SECONDS  how long --once tries (default 30)
   --config FILE      outputs and notifications (default /etc/mayfly/sidecar.toml, if there is one)
   --log-format text|json
                      form of the log on stderr (default text)
   --shim             mayfly-shim listens on the standard input (it says so itself)
+  --report           tell the broker what is overdue in DIR, and exit (the shim does so when the
+                     sidecar is frozen or dead)
   --allow-swap       accept a tmpfs that can be swapped out
   --help, --version
 
@@ -79,6 +82,8 @@ pub struct Options {
     pub allow_swap: bool,
     /// The shim that started us listens on the standard input.
     pub shim: bool,
+    /// Only say what is overdue, in the place of a sidecar that is frozen or dead.
+    pub report: bool,
 }
 
 /// Reads the command line, without the program's name.
@@ -108,6 +113,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, l
         log: Format::Text,
         allow_swap: false,
         shim: false,
+        report: false,
     };
     let mut once = false;
     let mut timeout = Duration::from_secs(30);
@@ -133,6 +139,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, l
                 }
             }
             Long("shim") => options.shim = true,
+            Long("report") => options.report = true,
             Long("allow-swap") => options.allow_swap = true,
             Long("help") | Short('h') => return Ok(Command::Say(HELP)),
             Long("version") => {

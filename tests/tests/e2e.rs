@@ -6,6 +6,7 @@ mod e2e {
     mod attacks;
     mod bare;
     mod databases;
+    mod deadman;
     mod engines;
     mod guard;
     mod images;

@@ -5,7 +5,7 @@
 //! is checked over the very bytes on disk, with no canonical form to agree on. The first record's
 //! `prev` is 64 zeros.
 
-use crate::link::NodeRefusal;
+use crate::link::{NodeRefusal, Overdue};
 use crate::name::{CredentialName, KvPath};
 use crate::publish::PublishFailure;
 use crate::workload::{LeaseId, WorkloadKey};
@@ -115,12 +115,20 @@ pub enum Event {
         /// The bundle's generation.
         generation: u64,
     },
-    /// A sidecar says that it cannot publish, which can be the mark of an attack.
+    /// A sidecar says that it cannot publish, which can be the mark of an attack, or that what it
+    /// published has ended without being renewed.
     PublishFailed {
         /// Whose.
         who: Who,
         /// What it says.
         failure: PublishFailure,
+    },
+    /// A node found files in a volume of its own that had outlived what they hold.
+    Overdue {
+        /// Which node.
+        node: String,
+        /// What it did.
+        report: Box<Overdue>,
     },
     /// A node refused someone before policy was asked.
     NodeRefused {

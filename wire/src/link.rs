@@ -10,7 +10,7 @@
 //! - `POST /v1/node/event`: [`NodeEvent`] → empty. Answered once it is on disk.
 
 use crate::evidence::Evidence;
-use crate::publish::PublishFailure;
+use crate::publish::{Detail, PublishFailure};
 use crate::session::Hello;
 use crate::workload::WorkloadKey;
 use serde::{Deserialize, Serialize};
@@ -98,6 +98,58 @@ pub enum NodeEvent {
     Refused(Box<NodeRefusal>),
     /// A workload reports that its sidecar cannot publish.
     PublishFailed(Box<Unpublished>),
+    /// Files in a volume of the node's outlived what they hold, or the workload.
+    Overdue(Box<Overdue>),
+}
+
+/// Most items, and most workloads, that an [`Overdue`] names.
+pub const MAX_OVERDUE: usize = 32;
+
+/// What a node did in one of its volumes because no sidecar did it in time, or what it saw there. The
+/// kernel's facts are the node's; the names of the items are the container's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overdue {
+    /// The volume's name in the node's configuration.
+    pub volume: String,
+    /// What was done.
+    pub act: OverdueAct,
+    /// Paths in the volume, at most [`MAX_OVERDUE`].
+    pub items: Vec<Detail>,
+    /// How many there were.
+    pub count: u64,
+    /// The workloads that had the volume then, at most [`MAX_OVERDUE`].
+    pub workloads: Vec<WorkloadKey>,
+}
+
+/// What was done. A word is never renamed or given another meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OverdueAct {
+    /// What had expired was overwritten and removed.
+    ExpiredRemoved,
+    /// What had expired could not be overwritten or removed.
+    NotRemoved,
+    /// What has expired is kept, as its sidecar was told, and the sidecar does not renew it.
+    KeptStale,
+    /// The workload was told to end, because it was not to run without what had expired.
+    StoppedStale,
+    /// The last workload that had the volume is dead, and what it left was overwritten and removed.
+    Cleared,
+}
+
+impl OverdueAct {
+    /// In words.
+    #[must_use]
+    pub fn phrase(self) -> &'static str {
+        match self {
+            Self::ExpiredRemoved => "expired, and removed by the node",
+            Self::NotRemoved => "expired, and the node could not remove it",
+            Self::KeptStale => "expired, and kept stale",
+            Self::StoppedStale => "expired, and its workload stopped by the node",
+            Self::Cleared => "left by dead workloads, and removed by the node",
+        }
+    }
 }
 
 /// A workload's report that its sidecar cannot publish.

@@ -1,5 +1,6 @@
-//! What a sidecar reports when it cannot publish. It can be the mark of an attack (a symlink planted
-//! where files shall stand), so it goes on record.
+//! What a sidecar reports when it cannot publish, which can be the mark of an attack (a symlink planted
+//! where files shall stand), or when what it published has ended without being renewed: both go on
+//! record.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -9,7 +10,8 @@ pub const MAX_DETAIL: usize = 400;
 /// Most bytes of a report's body: a detail in which JSON escapes every character, and the rest.
 pub const MAX_REPORT: usize = 4 * 1024;
 
-/// Nothing was published, or not all; what was published before still stands. Or nobody could be told.
+/// Nothing was published, or not all; what was published before still stands. Or nobody could be told,
+/// or what was published has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublishFailure {
@@ -52,6 +54,13 @@ pub enum PublishFault {
     NotTold,
     /// All was published, but the application did not say in time that it uses it.
     NotAcknowledged,
+    /// What was not renewed in time is gone.
+    ExpiredRemoved,
+    /// What was not renewed in time is kept, as the configuration says, and its holder runs on it.
+    KeptStale,
+    /// What was not renewed in time is gone, and the application is stopped for it, as the
+    /// configuration says.
+    StoppedStale,
 }
 
 impl PublishFault {
@@ -72,7 +81,19 @@ impl PublishFault {
             Self::Output => "an output of its configuration could not be made",
             Self::NotTold => "the application could not be told",
             Self::NotAcknowledged => "the application did not acknowledge in time",
+            Self::ExpiredRemoved => "what was not renewed in time is gone",
+            Self::KeptStale => "what was not renewed in time is kept stale",
+            Self::StoppedStale => "the application is stopped for what was not renewed in time",
         }
+    }
+
+    /// Whether it is not about publishing, but about what was published and has reached its end.
+    #[must_use]
+    pub fn is_about_an_end(self) -> bool {
+        matches!(
+            self,
+            Self::ExpiredRemoved | Self::KeptStale | Self::StoppedStale
+        )
     }
 }
 

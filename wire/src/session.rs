@@ -17,7 +17,8 @@
 //!   likewise, for a credential whose key the workload keeps. Each is a new certificate; the one before
 //!   it is replaced.
 //! - `POST /v1/publish-failures` with a [`PublishFailure`](crate::PublishFailure) as its body: nothing
-//!   could be published. It needs no session, because the directory is looked at before one is opened.
+//!   could be published, or what was has ended. It needs no session, because the directory is looked at
+//!   before one is opened.
 //!   The answer is `204` once it is on record.
 //!
 //! A refusal is a [`Refusal`](crate::Refusal) in JSON with its code's HTTP status.

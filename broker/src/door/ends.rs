@@ -5,7 +5,7 @@ use super::{Door, ended, lock, store_failed};
 use crate::store::{Lease, LeaseState, Op, StoreError};
 use crate::trial::Step;
 use mayfly_wire::audit::Event;
-use mayfly_wire::link::{NodeRefusal, Watched};
+use mayfly_wire::link::{MAX_OVERDUE, NodeRefusal, Overdue, Watched};
 use mayfly_wire::{Refusal, WorkloadKey};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -205,6 +205,20 @@ impl Door {
         self.record(Event::NodeRefused {
             node: node.to_owned(),
             refusal: Box::new(refusal),
+        })
+        .await
+    }
+
+    /// Puts what a node did in one of its volumes on record.
+    ///
+    /// # Errors
+    /// [`mayfly_wire::Code::Unavailable`].
+    pub async fn overdue(&self, node: &str, mut report: Overdue) -> Result<(), Refusal> {
+        report.items.truncate(MAX_OVERDUE);
+        report.workloads.truncate(MAX_OVERDUE);
+        self.record(Event::Overdue {
+            node: node.to_owned(),
+            report: Box::new(report),
         })
         .await
     }

@@ -40,12 +40,18 @@ impl Reports {
     fn add(&mut self, report: &Unpublished, now: u64) -> bool {
         let before = self.take(&report.evidence.workload);
         let (recorded, since) = before
+            .as_ref()
             .filter(|known| now.abs_diff(known.since) < MINUTE)
             .map_or((0, now), |known| (known.recorded, known.since));
+        // What has ended says nothing about what is published now.
+        let failure = match report.failure.code.is_about_an_end() {
+            true => before.and_then(|known| known.failure),
+            false => Some(report.failure.clone()),
+        };
         let may = recorded < RECORDED;
         self.0.push_back(Reporter {
             evidence: Arc::new(report.evidence.clone()),
-            failure: Some(report.failure.clone()),
+            failure,
             recorded: recorded + usize::from(may),
             since,
         });
@@ -77,7 +83,7 @@ impl Reports {
 }
 
 impl Door {
-    /// A workload reports that its sidecar cannot publish: on record.
+    /// A workload reports that its sidecar cannot publish, or what has ended: on record.
     ///
     /// # Errors
     /// [`Code::TooMany`] from a workload that keeps reporting, [`Code::NotAttested`] from one that

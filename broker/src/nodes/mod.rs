@@ -95,6 +95,7 @@ impl Nodes {
                 self.own(node, owner, "a report of a workload").await?;
                 self.door.publish_failed(*report).await
             }
+            NodeEvent::Overdue(report) => self.door.overdue(node, *report).await,
         }
     }
 

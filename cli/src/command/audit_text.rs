@@ -3,8 +3,9 @@
 use crate::command::leases::short;
 use crate::output::{clean, count};
 use crate::when;
-use mayfly_wire::WorkloadKey;
 use mayfly_wire::audit::{Event, Record, Who};
+use mayfly_wire::link::Overdue;
+use mayfly_wire::{Detail, WorkloadKey};
 
 /// A line of the audit file, told in words; as it is if it is no record that we know.
 pub fn line(line: &str) -> String {
@@ -87,6 +88,25 @@ fn told(event: &Event) -> (&'static str, String) {
         } => (
             "acknowledged",
             format!("generation {generation} by {}", workload.id()),
+        ),
+        Event::PublishFailed { who, failure } if failure.code.is_about_an_end() => (
+            "ran out",
+            format!(
+                "{}: {} ({})",
+                name(who),
+                failure.code.phrase(),
+                failure.detail
+            ),
+        ),
+        Event::Overdue { node, report } => (
+            "ran out",
+            format!(
+                "{} in volume {} of node {node}{}: {}",
+                items(report),
+                report.volume,
+                users(report),
+                report.act.phrase()
+            ),
         ),
         Event::PublishFailed { who, failure } => (
             "unpublished",
@@ -174,6 +194,24 @@ fn told(event: &Event) -> (&'static str, String) {
 
 fn name(who: &Who) -> String {
     format!("{} ({})", who.name, who.workload.id())
+}
+
+fn items(report: &Overdue) -> String {
+    let more = report.count.saturating_sub(report.items.len() as u64);
+    let named = report.items.iter().map(Detail::as_str);
+    let mut named: Vec<_> = named.map(str::to_owned).collect();
+    if more > 0 {
+        named.push(format!("{more} more"));
+    }
+    named.join(", ")
+}
+
+fn users(report: &Overdue) -> String {
+    let ids: Vec<_> = report.workloads.iter().map(WorkloadKey::id).collect();
+    match ids.is_empty() {
+        true => String::new(),
+        false => format!(", which {} has", ids.join(", ")),
+    }
 }
 
 fn by(policies: &[String]) -> String {

@@ -3,6 +3,10 @@
 
 use std::sync::Arc;
 
+use mayfly_kernel::ns::{Kind, first_inode};
+use mayfly_kernel::pidfd::Pidfd;
+use mayfly_kernel::procdir::ProcDir;
+use mayfly_wire::WorkloadKey;
 use mayfly_wire::link::Watched;
 
 use super::Attestor;
@@ -65,5 +69,44 @@ impl Attestor {
             pid_namespace,
         });
         Some(DeathTarget::new(key.clone(), init.pidfd, events, None))
+    }
+}
+
+/// A workload, found by one of its processes and not by a connection of it.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    pub(crate) workload: WorkloadKey,
+    /// Its first process.
+    pub(crate) first: Pidfd,
+    /// When that was started, in clock ticks since boot.
+    pub(crate) started: u64,
+}
+
+impl Attestor {
+    /// The workload of the process that has this pid now, if the process is as it `must` be.
+    pub(crate) async fn holder(
+        &self,
+        pid: u32,
+        must: impl FnOnce(&ProcDir) -> bool,
+    ) -> Option<Holder> {
+        let process = Process::open(&self.host, pid).ok()?;
+        let must = must(&process.directory);
+        let container = self.locate(&process).await.ok()?.workload;
+        // Alive after all was read, so that all of it was this process's.
+        if !must || !process.alive() {
+            return None;
+        }
+        Some(Holder {
+            workload: self.key_of(&container),
+            first: container.init.pidfd.try_clone().ok()?,
+            started: container.init_start_time,
+        })
+    }
+
+    /// Whether this node sees every process of the host.
+    pub(crate) fn sees_all(&self) -> bool {
+        let own = ProcDir::open(std::process::id());
+        let own = own.and_then(|own| own.namespace_inode(Kind::Pid));
+        own.is_ok_and(|(_, inode)| inode == first_inode(Kind::Pid))
     }
 }

@@ -46,7 +46,7 @@ use mayfly_wire::{Evidence, Facility};
 pub use error::{AttestError, AttestSetupError};
 pub use peer::{Origin, Peer};
 
-pub(crate) use held::Held;
+pub(crate) use held::{Held, Holder};
 
 use crate::death::DeathTarget;
 use engine::Engine;

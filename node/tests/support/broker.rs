@@ -56,7 +56,7 @@ impl Broker {
         let events = self.events.lock().unwrap();
         let deaths = events.iter().filter_map(|(at, event)| match event {
             NodeEvent::Died { workload } => Some((*at, workload.clone())),
-            NodeEvent::Refused(_) | NodeEvent::PublishFailed(_) => None,
+            NodeEvent::Refused(_) | NodeEvent::PublishFailed(_) | NodeEvent::Overdue(_) => None,
         });
         deaths.collect()
     }

@@ -117,6 +117,7 @@ impl Runner<'_> {
                     self.withdraw(heard, &names);
                 }
                 ServerMessage::Ping {} => {
+                    self.owed.pay();
                     if let Err(failure) = self.say(&mut session, ClientMessage::Pong {}).await? {
                         return Ok(failure);
                     }

@@ -15,11 +15,12 @@ use crate::log::{Level, Log, wall_clock};
 use crate::notify::Notifier;
 use crate::options::Options;
 use crate::publish::item::Item;
-use crate::publish::{Publisher, Trouble};
+use crate::publish::{Publisher, Tended, Trouble};
 use crate::session::{Failure, Session};
 use crate::status::{self, Board, Status};
 use follow::Follow;
-use mayfly_wire::{Code, CredentialName};
+use mayfly_wire::{Code, CredentialName, PublishFault};
+use report::Owed;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -29,7 +30,8 @@ use tokio::time::{sleep, sleep_until, timeout};
 /// How long opening a session can take.
 const OPENING: Duration = Duration::from_secs(15);
 
-/// Runs until it is told to stop, the application ends that it follows, or `--once` is done.
+/// Runs until it is told to stop, the application ends that it follows, or `--once` is done. `missed`
+/// is what others had to remove before.
 ///
 /// # Errors
 /// If signals cannot be received.
@@ -38,6 +40,7 @@ pub async fn run(
     config: &Config,
     log: Log,
     publisher: Publisher,
+    missed: &[String],
 ) -> std::io::Result<Ending> {
     let board = match options.once {
         // It does not stay to keep it true.
@@ -68,9 +71,14 @@ pub async fn run(
         missing: String::new(),
         word: None,
         generation: 0,
+        owed: Owed::new(&options.socket, log),
     };
     if untold {
         runner.take_up();
+    }
+    if !missed.is_empty() {
+        let why = format!("while no sidecar was at work: {}", missed.join(","));
+        runner.owed.add(0, PublishFault::ExpiredRemoved, &why);
     }
     let ending = match options.once {
         None => runner.serve().await,
@@ -109,6 +117,8 @@ struct Runner<'a> {
     word: Option<acknowledge::Word>,
     /// The session's generation that was published last.
     generation: u64,
+    /// What the broker must hear of what has ended.
+    owed: Owed,
 }
 
 impl Runner<'_> {
@@ -121,6 +131,7 @@ impl Runner<'_> {
             let failure = match self.meanwhile(opening).await? {
                 Ok(Ok(session)) => {
                     self.status.connected = true;
+                    self.owed.pay();
                     self.converse(session, want.as_deref()).await?
                 }
                 Ok(Err(failure)) => failure,
@@ -207,6 +218,7 @@ impl Runner<'_> {
                 self.log.event(Level::Warn, event, &fields);
             }
         }
+        self.put_on_record(&tended);
         if !tended.expired.is_empty() {
             self.changed(now, &tended.expired);
         }
@@ -220,6 +232,23 @@ impl Runner<'_> {
             self.notifier.stop(now);
         }
         tell(self.log, &tended.trouble);
+    }
+
+    /// Nobody runs on what has ended without a trace.
+    fn put_on_record(&self, tended: &Tended) {
+        let gone = match tended.stop {
+            true => PublishFault::StoppedStale,
+            false => PublishFault::ExpiredRemoved,
+        };
+        for (items, code) in [
+            (&tended.expired, gone),
+            (&tended.stale, PublishFault::KeptStale),
+        ] {
+            if !items.is_empty() {
+                let names: Vec<_> = items.iter().map(Item::as_str).collect();
+                self.owed.add(self.generation, code, &names.join(","));
+            }
+        }
     }
 
     /// Tells the application, if it is to be told.

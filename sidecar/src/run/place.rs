@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::ending::Ending;
-use crate::log::{Level, Log};
+use crate::log::{Level, Log, wall_clock};
 use crate::options::Options;
 use crate::publish::dir::{Dir, Unreachable};
 use crate::publish::draft::give;
@@ -14,11 +14,16 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd as _;
 
-/// Opens, checks and takes over the directory.
+/// Opens, checks and takes over the directory. Also returns what an earlier sidecar should have
+/// removed and others did.
 ///
 /// # Errors
 /// [`Ending::Unfit`], which says what was found and what to do.
-pub fn take(options: &Options, config: &Config, log: Log) -> Result<Publisher, Ending> {
+pub fn take(
+    options: &Options,
+    config: &Config,
+    log: Log,
+) -> Result<(Publisher, Vec<String>), Ending> {
     let path = &options.dir;
     let dir = Dir::open(path).map_err(|error| unfit(unreachable(&error), error))?;
     let facts = tmpfs::gather(&dir).map_err(|error| {
@@ -54,9 +59,11 @@ pub fn take(options: &Options, config: &Config, log: Log) -> Result<Publisher, E
             );
             unfit(fault_of(&error), why)
         })?;
+    let mut missed = super::report::overdue(path, wall_clock());
     let (publisher, trouble) = Publisher::open(dir).map_err(|error| unfit(error.fault(), error))?;
     super::tell(log, &trouble);
-    Ok(publisher)
+    missed.retain(|path| publisher.held().all(|(item, _)| item.as_str() != path));
+    Ok((publisher, missed))
 }
 
 fn unfit(fault: PublishFault, why: impl ToString) -> Ending {
