@@ -64,6 +64,9 @@ struct State {
     ending: HashMap<WorkloadKey, (Pidfd, Option<Instant>)>,
     /// When it is asked next who has it.
     ask: Option<Instant>,
+    /// Processes that had it when it was asked, one of each mount namespace. Not all of them are of
+    /// workloads whose deaths are told.
+    having: Vec<Pidfd>,
 }
 
 /// What is found at one look.
@@ -109,6 +112,11 @@ impl Keeper {
         let this = Arc::clone(self);
         let looked = blocking(move || this.volumes.iter().map(|one| look(one, now)).collect());
         let looked: Vec<Looked> = looked.await?;
+        for state in &mut *states {
+            if !state.having.iter().all(|one| one.alive().unwrap_or(false)) {
+                state.ask = None;
+            }
+        }
         let users = self.users(&looked, states).await?;
         let mut wait = LOOK;
         for (at, (looked, state)) in looked.iter().zip(states).enumerate() {
@@ -117,6 +125,10 @@ impl Keeper {
             };
             if let Some(pids) = users.get(&at) {
                 state.ask = Some(Instant::now() + ASK);
+                state.having = pids
+                    .iter()
+                    .filter_map(|pid| Pidfd::open(*pid).ok())
+                    .collect();
                 let holders = users::workloads(&self.attestor, volume, pids).await;
                 self.act(volume, looked, state, &holders, pids.is_empty())
                     .await?;

@@ -9,7 +9,7 @@ use std::io::{Read as _, Seek as _};
 use anyhow::{Context, Result, ensure};
 use mayfly_tests::harness::wait_until;
 
-use scene::{App, REMOVE_AND_KEEP, SOON, STOP, Scene};
+use scene::{App, REMOVE_AND_KEEP, SOON, Scene, stop};
 
 const VOLUMES: [&str; 6] = [
     "frozen",
@@ -54,11 +54,11 @@ fn sidecars_fail(scene: &Scene) -> Result<()> {
     // Watched over by the shim, on a tmpfs of the container's own.
     let shim_frozen = scene.inside("shim-frozen", REMOVE_AND_KEEP)?;
     let shim_killed = scene.inside("shim-killed", REMOVE_AND_KEEP)?;
-    let shim_stops = scene.inside("shim-stops", STOP)?;
+    let shim_stops = scene.inside("shim-stops", &stop("parent"))?;
     // Watched over by the node, in its volumes.
     let frozen = scene.beside("frozen", REMOVE_AND_KEEP)?;
     let killed = scene.beside("killed", REMOVE_AND_KEEP)?;
-    let stopped = scene.beside("stopped", STOP)?;
+    let stopped = scene.beside("stopped", &stop("init"))?;
     let attacked = hostile::plant(scene)?;
 
     for app in [&shim_frozen, &shim_stops, &frozen, &stopped] {
@@ -139,9 +139,9 @@ fn is_empty(scene: &Scene, volume: &str) -> Result<()> {
 /// The node is the broker's own, so that both are away together; for an hour, by the broker's clock.
 fn node_and_broker_are_away(scene: &mut Scene) -> Result<()> {
     let down = scene.beside("down", REMOVE_AND_KEEP)?;
-    let down_stop = scene.beside("down-stop", STOP)?;
+    let down_stop = scene.beside("down-stop", &stop("init"))?;
     let alive = scene.inside("alive", REMOVE_AND_KEEP)?;
-    let alive_stops = scene.inside("alive-stops", STOP)?;
+    let alive_stops = scene.inside("alive-stops", &stop("parent"))?;
     down.freeze()?;
     down_stop.freeze()?;
     let held = down.hold("short")?;

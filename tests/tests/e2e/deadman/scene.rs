@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 /// A lease's life, and what it may take on a busy machine until all has happened that follows its end.
-const TTL: &str = "4s";
+const TTL: &str = "5s";
 pub const SOON: Duration = Duration::from_secs(25);
 const IMAGE: &str = "deadman:app";
 
@@ -55,14 +55,21 @@ credential = "long"
 file = "long"
 format = "raw"
 "#;
-pub const STOP: &str = r#"
+/// The same for one that is not to run without it, with the application where `[application]` says.
+pub fn stop(process: &str) -> String {
+    format!(
+        r#"
 only_outputs = true
+[application]
+process = {process:?}
 [[output]]
 credential = "short"
 file = "short"
 format = "raw"
 on_expiry = "stop-application"
-"#;
+"#
+    )
+}
 
 /// Containers of one application: its own, and its companion's if it has one.
 pub struct App {
