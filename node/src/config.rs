@@ -165,7 +165,7 @@ impl NodeConfig {
         if !directory.is_absolute() || directory.parent().is_none() {
             return Err(BadConfig {
                 key: "node.volumes_dir",
-                expected: "an absolute path",
+                expected: "an absolute path".to_owned(),
                 found: format!("{}", directory.display()),
             });
         }

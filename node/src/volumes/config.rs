@@ -107,7 +107,8 @@ impl TryFrom<String> for Mode {
 
 /// Checks what the types alone do not hold.
 pub(crate) fn check(volumes: &[VolumeConfig]) -> Result<(), BadConfig> {
-    let bad = |key, expected, found: &str| {
+    let bad = |key, expected: &str, found: &str| {
+        let expected = expected.to_owned();
         let found = format!("{found:?}");
         Err(BadConfig {
             key,
