@@ -5,12 +5,14 @@
 //! | [`options`] | the command line |
 //! | [`session`] | the stream on which bundles arrive |
 //! | [`publish`] | files, generations, and their end |
+//! | [`clock`] | what time it is, by clocks that do not agree |
 //! | [`run`] | ties the two together, with time and signals |
 //!
 //! It holds no secret after publishing. What has changed is found by comparing with the files that
 //! are there, which also survives a restart and repairs what somebody else wrote into them.
 
 pub mod backoff;
+pub mod clock;
 pub mod config;
 pub mod ending;
 pub mod log;

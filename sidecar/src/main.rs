@@ -7,7 +7,7 @@ use mayfly_sidecar::ending::Ending;
 use mayfly_sidecar::log::{Format, Level, Log, wall_clock};
 use mayfly_sidecar::options::{self, Command, Options};
 use mayfly_sidecar::{run, status};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -96,8 +96,11 @@ fn configuration(options: &Options) -> Result<Config, Ending> {
     let default = Path::new(DEFAULT_PATH);
     let path = match &options.config {
         Some(path) => path,
-        None if default.exists() => default,
-        None => return Ok(Config::default()),
+        None => match default.symlink_metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Config::default()),
+            // Anything else that is wrong with it, reading it says.
+            _ => default,
+        },
     };
     let config = Config::read(path, options.access).map_err(Ending::BadConfig)?;
     match config.check_want(options.want.as_deref()) {

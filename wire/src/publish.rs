@@ -121,7 +121,8 @@ impl From<&str> for Detail {
 }
 
 /// Neither a control character nor one that turns the direction of writing.
-fn is_plain(one: char) -> bool {
+#[must_use]
+pub fn is_plain(one: char) -> bool {
     !one.is_control()
         && !matches!(one, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }

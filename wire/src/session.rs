@@ -117,6 +117,10 @@ pub enum ServerMessage {
 pub struct Bundle {
     /// Counts up within one session, from 1.
     pub generation: u64,
+    /// What time it is for whoever says when credentials end: milliseconds since the Unix epoch. Only
+    /// what is left from then on counts, because clocks differ. 0 if it does not say.
+    #[serde(default)]
+    pub now: u64,
     /// The encapsulated key (see [`crate::sealed`]).
     pub encapsulated: Base64,
     /// The credentials, sorted by name.

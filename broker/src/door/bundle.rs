@@ -227,6 +227,8 @@ impl Door {
         let mut served = Served {
             bundle: Bundle {
                 generation: ask.generation,
+                // Set when it is done.
+                now: 0,
                 encapsulated,
                 credentials: Vec::new(),
                 missing: Vec::new(),
@@ -310,6 +312,7 @@ impl Door {
         // Of a session on old leases too, its evidence is the latest.
         let keep = ask.fresh && !work.has_new() && self.is_new(evidence).await?;
         self.write(work.finish(keep)).await?;
+        served.bundle.now = self.now_ms();
         Ok(Answer::Served(Box::new(served)))
     }
 

@@ -171,6 +171,7 @@ mod tests {
         ];
         Bundle {
             generation: 1,
+            now: 1,
             encapsulated,
             credentials,
             missing: vec![Missing {

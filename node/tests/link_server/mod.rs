@@ -260,6 +260,7 @@ async fn converse(mut body: Incoming, down: mpsc::Sender<Vec<u8>>, state: &State
         if let SessionUpdate::Ack { generation } = message {
             let bundle = Bundle {
                 generation: generation + 1,
+                now: 1,
                 encapsulated: Base64(vec![0; 32]),
                 credentials: Vec::new(),
                 missing: Vec::new(),

@@ -92,6 +92,7 @@ fn bundle(request: &SessionRequest, generation: u64, value: &str) -> Bundle {
     let sealed = sealer.seal(&lease, &name, &value).unwrap();
     Bundle {
         generation,
+        now: 1,
         encapsulated,
         credentials: vec![SealedCredential {
             name: "orders-db".parse().unwrap(),

@@ -15,13 +15,14 @@ use crate::publish::Access;
 use crate::publish::item::{End, Item};
 use crate::render::template::{MAX_TEMPLATE, Templates};
 use mayfly_wire::CredentialName;
+use nix::libc::O_PATH;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::geteuid;
 use serde::Deserialize;
 use std::collections::BTreeSet;
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -187,6 +188,14 @@ impl Config {
                     .to_owned(),
             );
         }
+        let with_init = |known: &Application| known.exit_with && known.process == Process::Init;
+        if self.application.as_ref().is_some_and(with_init) {
+            return Err(
+                "application: `exit_with` cannot go with process = \"init\": when process 1 of a PID \
+                 namespace ends, the kernel kills every other process of it, the sidecar too"
+                    .to_owned(),
+            );
+        }
         match &self.acknowledge {
             Some(by) if by.file.is_none() && self.notify.is_empty() => Err(
                 "acknowledge: expected a `file` that the application writes, or a notify table whose \
@@ -270,22 +279,39 @@ fn stale(on_expiry: OnExpiry, max_stale: Option<Span>) -> Result<(), String> {
     }
 }
 
+/// Checks that a program is one that we may run, as the configuration is one that we may read.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn expect_program(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    // It may be a program that we can run and not read.
+    let program = options.read(true).custom_flags(O_PATH).open(path)?;
+    expect_ours(&program, "program")
+}
+
+/// Nobody who may not give us orders can have written it.
+fn expect_ours(file: &File, kind: &str) -> io::Result<()> {
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::other(format!("expected a {kind}")));
+    }
+    let read_only = fstatvfs(file)?.flags().contains(FsFlags::ST_RDONLY);
+    match read_only || is_only_ours(&found) {
+        true => Ok(()),
+        false => Err(io::Error::other(format!(
+            "expected a {kind} that nobody but root and the sidecar's own user can write, or on a \
+             read-only mount",
+        ))),
+    }
+}
+
 /// Reads a text file of bounded size.
 fn read_text(path: &Path, most: usize) -> io::Result<String> {
     let mut text = String::new();
     let file = File::open(path)?;
-    let found = file.metadata()?;
-    if !found.is_file() {
-        return Err(io::Error::other("expected a file"));
-    }
     // It names programs to run and who may read secrets.
-    let read_only = fstatvfs(&file)?.flags().contains(FsFlags::ST_RDONLY);
-    if !read_only && !is_only_ours(&found) {
-        return Err(io::Error::other(
-            "expected a file that nobody but root and the sidecar's own user can write, or on a \
-             read-only mount",
-        ));
-    }
+    expect_ours(&file, "file")?;
     let read = file.take(most as u64 + 1).read_to_string(&mut text)?;
     match read > most {
         true => Err(io::Error::other(format!("expected at most {most} bytes"))),

@@ -196,6 +196,10 @@ fn mistakes_name_what_was_expected() {
         ),
         ("[acknowledge]".to_owned(), "expected a `file`"),
         ("[acknowledge]\nfile = \"loaded\"".to_owned(), "absolute"),
+        (
+            "[application]\nprocess = \"init\"\nexit_with = true".to_owned(),
+            "cannot go with",
+        ),
     ] {
         let said = config(&text).err().unwrap_or_else(|| panic!("{text}"));
         assert!(said.contains(part), "{text}\n{said}");

@@ -1,7 +1,7 @@
 //! One attempt to tell the application.
 
 use super::{Context, http, target};
-use crate::config::{Action, Notify};
+use crate::config::{Action, Notify, expect_program};
 use mayfly_kernel::process::prepare_child;
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
@@ -19,9 +19,11 @@ pub async fn perform(notify: &Notify, context: &Context) -> Result<(), String> {
     let attempt = async {
         match &notify.action {
             Action::Signal(signal) => signal_application(*signal, context).await,
-            Action::Stop if context.shim => target::ask_shim("stop").await,
+            Action::Stop if context.shim => context.the_shim.ask(context.telling, "stop").await,
             Action::Stop => stop(context),
-            Action::Restart if context.shim => target::ask_shim("restart").await,
+            Action::Restart if context.shim => {
+                context.the_shim.ask(context.telling, "restart").await
+            }
             Action::Restart => Err(
                 "nobody restarts the application: the sidecar must be started by \
                                     mayfly-shim, which then passes --shim"
@@ -39,21 +41,35 @@ pub async fn perform(notify: &Notify, context: &Context) -> Result<(), String> {
 
 async fn signal_application(signal: Signal, context: &Context) -> Result<(), String> {
     if context.shim && context.process == Some(crate::config::Process::Parent) {
-        return target::ask_shim(&format!("signal {}", signal as i32)).await;
+        let what = format!("signal {}", signal as i32);
+        return context.the_shim.ask(context.telling, &what).await;
     }
     target::signal(context.process.as_ref(), signal, Path::new("/proc"))
 }
 
-/// Asks the application to end; that succeeds when it is gone, so it is asked again until then.
+/// Asks the application to end; that succeeds when it is gone, so it is asked again until then. Only the
+/// process that was asked first: what a supervisor starts in its place is another, which nobody has told
+/// to do without.
 fn stop(context: &Context) -> Result<(), String> {
-    match target::find(context.process.as_ref(), Path::new("/proc")) {
-        Err(target::NotFound::Gone) => Ok(()),
-        Err(other) => Err(other.to_string()),
-        Ok(process) => match process.send_signal(Signal::SIGTERM as i32) {
-            Ok(()) => Err("it was asked to end and has not ended yet".to_owned()),
-            Err(error) => Err(format!("cannot signal the application: {error}")),
-        },
+    let mut stopping = context.stopping.lock();
+    let held = stopping.as_deref_mut().map_err(|error| error.to_string())?;
+    if held.is_none() {
+        match target::find(context.process.as_ref(), Path::new("/proc")) {
+            Err(target::NotFound::Gone) => return Ok(()),
+            Err(other) => return Err(other.to_string()),
+            Ok(process) => *held = Some(process),
+        }
     }
+    let Some(process) = held else { return Ok(()) };
+    let cannot = |error| format!("cannot signal the application: {error}");
+    if !process.alive().map_err(cannot)? {
+        *held = None;
+        return Ok(());
+    }
+    process
+        .send_signal(Signal::SIGTERM as i32)
+        .map_err(cannot)?;
+    Err("it was asked to end and has not ended yet".to_owned())
 }
 
 /// Runs a program to its end. It gets no descriptor and no environment of ours but these variables,
@@ -62,6 +78,7 @@ async fn run(argv: &[String], context: &Context) -> Result<(), String> {
     let [program, arguments @ ..] = argv else {
         return Err("there is no command".to_owned());
     };
+    expect_program(Path::new(program)).map_err(|error| format!("cannot run {program}: {error}"))?;
     let changed: Vec<_> = context.changed.iter().map(|item| item.as_str()).collect();
     let mut command = std::process::Command::new(program);
     command

@@ -3,18 +3,22 @@
 mod act;
 mod http;
 mod schedule;
+mod shim;
 pub mod target;
 
 use crate::config::{Action, Config, Notify, Process};
 use crate::publish::item::Item;
+use mayfly_kernel::pidfd::Pidfd;
 use schedule::{Schedule, Step};
+use shim::{Shim, Telling};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::task::JoinSet;
 
-/// What an action can know. Nothing of it is secret.
-#[derive(Clone, Debug)]
+/// What an action can know and use. Nothing of it is secret.
+#[derive(Clone)]
 pub struct Context {
     /// The publishing directory.
     pub dir: PathBuf,
@@ -26,6 +30,12 @@ pub struct Context {
     pub process: Option<Process>,
     /// Whether the shim listens on the sidecar's standard input.
     pub shim: bool,
+    /// The shim itself.
+    the_shim: Arc<Shim>,
+    /// What this is an attempt of.
+    telling: Telling,
+    /// The process that is being stopped.
+    stopping: Arc<Mutex<Option<Pidfd>>>,
 }
 
 /// How one way of telling stands, for the status.
@@ -56,6 +66,8 @@ struct Line {
     changed: BTreeSet<Item>,
     /// What is being told.
     telling: BTreeSet<Item>,
+    /// How often it was asked for.
+    count: u64,
 }
 
 /// All ways of telling the application.
@@ -80,6 +92,7 @@ impl Notifier {
                 schedule: Schedule::default(),
                 changed: BTreeSet::new(),
                 telling: BTreeSet::new(),
+                count: 0,
             });
         Self {
             lines: lines.collect(),
@@ -93,6 +106,9 @@ impl Notifier {
                     .as_ref()
                     .map(|known| known.process.clone()),
                 shim,
+                the_shim: Arc::default(),
+                telling: Telling::default(),
+                stopping: Arc::default(),
             },
         }
     }
@@ -113,6 +129,7 @@ impl Notifier {
                 .peekable();
             if line.notify.action != Action::Stop && of_interest.peek().is_some() {
                 line.changed.extend(of_interest.cloned());
+                line.count += 1;
                 line.schedule.ask(now, line.notify.debounce);
             }
         }
@@ -122,7 +139,20 @@ impl Notifier {
     pub fn stop(&mut self, now: Instant) {
         for line in &mut self.lines {
             if line.notify.action == Action::Stop {
+                if !line.schedule.is_pending() {
+                    self.context.stopping = Arc::default();
+                }
+                line.count += 1;
                 line.schedule.ask(now, line.notify.debounce);
+            }
+        }
+    }
+
+    /// It need not end any more.
+    pub fn drop_stop(&mut self) {
+        for line in &mut self.lines {
+            if line.notify.action == Action::Stop {
+                line.schedule.drop_it();
             }
         }
     }
@@ -146,6 +176,10 @@ impl Notifier {
             line.telling = std::mem::take(&mut line.changed);
             let context = Context {
                 changed: line.telling.clone(),
+                telling: Telling {
+                    line: number,
+                    count: line.count,
+                },
                 ..self.context.clone()
             };
             self.running

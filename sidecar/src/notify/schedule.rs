@@ -24,6 +24,8 @@ enum State {
         /// When it is due once more, because something changed meanwhile.
         again: Option<Instant>,
     },
+    /// It runs, and whatever comes of it, there is no need any more.
+    Dropped,
     /// Tried as often as it may be; the next change begins anew.
     GivenUp,
 }
@@ -46,9 +48,24 @@ impl Schedule {
         match &mut self.state {
             State::Due(at) => *at = (*at).min(now + debounce),
             State::Running { again } => *again = again.or(Some(now + debounce)),
+            State::Dropped => {
+                self.state = State::Running {
+                    again: Some(now + debounce),
+                };
+            }
             State::Idle | State::GivenUp => self.state = State::Due(now + debounce),
         }
         self.failures = 0;
+    }
+
+    /// There is no need for it any more.
+    pub fn drop_it(&mut self) {
+        self.state = match self.state {
+            State::Running { .. } | State::Dropped => State::Dropped,
+            _ => State::Idle,
+        };
+        self.failures = 0;
+        self.error = None;
     }
 
     /// When it is due.
@@ -72,6 +89,10 @@ impl Schedule {
     pub fn finished(&mut self, now: Instant, error: Option<&str>, notify: &Notify) -> Step {
         let again = match self.state {
             State::Running { again } => again,
+            State::Dropped => {
+                self.state = State::Idle;
+                return Step::Done;
+            }
             _ => None,
         };
         self.error = error.map(str::to_owned);
@@ -98,13 +119,18 @@ impl Schedule {
 
     /// Whether nothing is due, runs, or failed.
     pub fn is_well(&self) -> bool {
-        matches!(self.state, State::Idle)
+        matches!(self.state, State::Idle | State::Dropped)
+    }
+
+    /// Whether it is due or runs.
+    pub fn is_pending(&self) -> bool {
+        matches!(self.state, State::Due(_) | State::Running { .. })
     }
 
     /// In a word.
     pub fn state(&self) -> &'static str {
         match self.state {
-            State::Idle => "idle",
+            State::Idle | State::Dropped => "idle",
             State::Due(_) | State::Running { .. } => "pending",
             State::GivenUp => "failed",
         }
@@ -156,6 +182,29 @@ mod tests {
             Step::Done
         );
         assert!(schedule.is_well());
+    }
+
+    #[test]
+    fn what_is_dropped_is_not_tried_again_until_it_is_asked_for_anew() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        schedule.ask(now, Duration::ZERO);
+        schedule.drop_it();
+        assert!(schedule.due().is_none() && schedule.is_well());
+        schedule.ask(now, Duration::ZERO);
+        assert!(schedule.start(now));
+        schedule.drop_it();
+        assert!(!schedule.is_pending());
+        assert_eq!(schedule.finished(now, Some("no"), &notify(9)), Step::Done);
+        assert!(schedule.due().is_none() && schedule.is_well());
+        // While the dropped attempt still runs.
+        schedule.ask(now, Duration::ZERO);
+        assert!(schedule.start(now));
+        schedule.drop_it();
+        schedule.ask(now, Duration::ZERO);
+        assert!(schedule.is_pending() && !schedule.start(now));
+        schedule.finished(now, None, &notify(9));
+        assert!(schedule.start(now));
     }
 
     #[test]

@@ -7,15 +7,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{getpid, getppid};
 use std::fs;
 use std::io::Read as _;
-use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
-
-/// Most bytes of the shim's answer.
-const MAX_ANSWER: usize = 1024;
-const SHIM_TIME: Duration = Duration::from_secs(600);
 
 /// Why the application was not found.
 #[derive(Debug, thiserror::Error)]
@@ -121,41 +113,11 @@ fn look(proc: &Path, pid: u32) -> Option<(String, u32)> {
     Some((name, parent.parse().ok()?))
 }
 
-/// Asks the shim that started us, on the socket that is our standard input: one line there
-/// (`signal N`, `restart`, `stop`), one back (`ok`, or what went wrong).
-///
-/// # Errors
-/// What went wrong.
-pub async fn ask_shim(what: &str) -> Result<(), String> {
-    let asked = async {
-        let input = std::io::stdin().as_fd().try_clone_to_owned()?;
-        let stream = std::os::unix::net::UnixStream::from(input);
-        stream.set_nonblocking(true)?;
-        // A late answer to what was given up is none to this.
-        let mut late = [0; MAX_ANSWER];
-        while matches!((&stream).read(&mut late), Ok(1..)) {}
-        let mut stream = UnixStream::from_std(stream)?;
-        stream.write_all(format!("{what}\n").as_bytes()).await?;
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\n") && answer.len() < MAX_ANSWER {
-            if stream.read_buf(&mut answer).await? == 0 {
-                break;
-            }
-        }
-        Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer).trim_end().to_owned())
-    };
-    match tokio::time::timeout(SHIM_TIME, asked).await {
-        Ok(Ok(answer)) if answer == "ok" => Ok(()),
-        Ok(Ok(answer)) => Err(format!("the shim could not {what}: {answer}")),
-        Ok(Err(error)) => Err(format!("cannot ask the shim: {error}")),
-        Err(_) => Err("the shim does not answer".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
+    use std::time::Duration;
 
     /// A process of a name of its own, which ends when it is dropped.
     struct Named(std::process::Child, std::path::PathBuf);

@@ -1,9 +1,13 @@
 //! A generation that is being written: nobody sees it before it is complete.
+//!
+//! When something cannot be written, the rest is still compared with the last generation: what did not
+//! change there has its new end all the same.
 
 use super::dir::{Dir, kind};
 use super::generation::{Ends, Generation, PREFIX};
 use super::item::{End, Item};
 use super::{Access, PublishError};
+use crate::clock::Offset;
 use mayfly_wire::{FieldName, Secret};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::unistd::{Gid, Uid, fchown};
@@ -14,36 +18,53 @@ use zeroize::Zeroizing;
 
 /// The next generation.
 pub struct Draft<'a> {
-    generation: Generation,
+    /// Its directory, if that could be made.
+    made: Option<(String, Dir)>,
     before: Option<&'a Generation>,
+    files: BTreeSet<String>,
     ends: Ends,
     changed: BTreeSet<Item>,
+    /// The first thing that could not be written. Nothing is tried after it.
+    failed: Option<PublishError>,
+}
+
+/// What came of a draft.
+pub struct Drafted {
+    /// The generation, if its directory could be made.
+    pub generation: Option<Generation>,
+    /// What it was to hold.
+    pub ends: Ends,
+    /// The items that differ from the last generation in more than their ends; also those that it lacks.
+    pub changed: BTreeSet<Item>,
+    /// Why it is not complete, if it is not.
+    pub failed: Option<PublishError>,
 }
 
 impl<'a> Draft<'a> {
     /// Makes its directory, which nobody else can enter yet.
-    ///
-    /// # Errors
-    /// [`PublishError::Io`].
-    pub fn begin(root: &Dir, before: Option<&'a Generation>) -> Result<Self, PublishError> {
+    pub fn begin(root: &Dir, before: Option<&'a Generation>) -> Self {
         // Random, so that nobody can stand in the way of the next name.
-        let random = getrandom::u64()
-            .map_err(|error| PublishError::io("name", PREFIX, io::Error::other(error)))?;
-        let name = format!("{PREFIX}{random:016x}");
-        let dir = root
-            .make(&name)
-            .map_err(|error| PublishError::io("make", &name, error))?;
-        Ok(Self {
-            generation: Generation {
-                name,
-                dir,
-                files: BTreeSet::new(),
-                ends: Ends::new(),
-            },
+        let made = getrandom::u64()
+            .map_err(|error| PublishError::io("name", PREFIX, io::Error::other(error)))
+            .and_then(|random| {
+                let name = format!("{PREFIX}{random:016x}");
+                match root.make(&name) {
+                    Ok(dir) => Ok((name, dir)),
+                    Err(error) => Err(PublishError::io("make", &name, error)),
+                }
+            });
+        let (made, failed) = match made {
+            Ok(made) => (Some(made), None),
+            Err(error) => (None, Some(error)),
+        };
+        Self {
+            made,
             before,
+            files: BTreeSet::new(),
             ends: Ends::new(),
             changed: BTreeSet::new(),
-        })
+            failed,
+        }
     }
 
     /// Says that an item is part of it, and when it ends.
@@ -53,116 +74,125 @@ impl<'a> Draft<'a> {
 
     /// Adds one file: the item itself, or `ITEM/FIELD`. If the last generation has the very same
     /// file, that file gets a second name here, and is not written again.
-    ///
-    /// # Errors
-    /// [`PublishError::Io`].
-    pub fn put(
-        &mut self,
-        item: &Item,
-        field: Option<&FieldName>,
-        access: Access,
-        value: &Secret,
-    ) -> Result<(), PublishError> {
+    pub fn put(&mut self, item: &Item, field: Option<&FieldName>, access: Access, value: &Secret) {
         let path = match field {
             Some(field) => format!("{item}/{field}"),
             None => item.to_string(),
         };
-        let io = |error| PublishError::io("write", &path, error);
-        let linked = self
-            .add(&path, |before, now, file| {
-                if let Some(before) = before
-                    && is_same(before, file, access, value)
-                    && now.link(before, file).is_ok()
-                {
-                    return Ok(true);
-                }
-                write(now, file, access, value).map(|()| false)
-            })
-            .map_err(io)?;
-        if !linked {
+        let put = |before: Option<&Dir>, now: Option<&Dir>, file: &str| {
+            let same = before.is_some_and(|before| is_same(before, file, access, value));
+            let Some(now) = now else { return Ok(same) };
+            if same
+                && let Some(before) = before
+                && now.link(before, file).is_ok()
+            {
+                return Ok(true);
+            }
+            write(now, file, access, value).map(|()| false)
+        };
+        let same = self.add("write", &path, put);
+        // If it could not be written, it may still be what was there before.
+        let same = same.or_else(|| self.add("write", &path, put));
+        if same != Some(true) {
             self.changed.insert(item.clone());
         }
-        self.generation.files.insert(path);
-        Ok(())
+        self.files.insert(path);
     }
 
     /// Carries an item over from the last generation as it is. Returns whether that has it.
-    ///
-    /// # Errors
-    /// [`PublishError::Io`].
-    pub fn keep(&mut self, item: &Item) -> Result<bool, PublishError> {
+    pub fn keep(&mut self, item: &Item) -> bool {
         let Some(before) = self.before else {
-            return Ok(false);
+            return false;
         };
         let Some(end) = before.ends.get(item) else {
-            return Ok(false);
+            return false;
         };
         self.expect(item, *end);
         for path in before.files.iter().filter(|path| item.owns(path)) {
-            self.add(path, |before, now, file| match before {
-                Some(before) => now.link(before, file),
-                None => Err(io::ErrorKind::NotFound.into()),
-            })
-            .map_err(|error| PublishError::io("keep", path, error))?;
-            self.generation.files.insert(path.clone());
+            self.add("keep", path, |before, now, file| match (before, now) {
+                (_, None) => Ok(()),
+                (Some(before), Some(now)) => now.link(before, file),
+                (None, _) => Err(io::ErrorKind::NotFound.into()),
+            });
+            self.files.insert(path.clone());
         }
-        Ok(true)
+        true
     }
 
-    /// Calls `add` with the directory of the last generation and of this one that `path` is in.
+    /// Calls `add` with the directory of the last generation and of this one that `path` is in; of this
+    /// one no more once something has failed.
     fn add<T>(
-        &self,
+        &mut self,
+        action: &'static str,
         path: &str,
-        add: impl FnOnce(Option<&Dir>, &Dir, &str) -> io::Result<T>,
-    ) -> io::Result<T> {
+        add: impl Fn(Option<&Dir>, Option<&Dir>, &str) -> io::Result<T>,
+    ) -> Option<T> {
         let before = self.before.map(|before| &before.dir);
-        let now = &self.generation.dir;
-        let Some((directories, file)) = path.rsplit_once('/') else {
-            return add(before, now, path);
+        let now = self.made.as_ref().map(|(_, dir)| dir);
+        let now = now.filter(|_| self.failed.is_none());
+        let added = match path.rsplit_once('/') {
+            None => add(before, now, path),
+            Some((directories, file)) => {
+                let before = before.and_then(|before| before.descend(directories).ok());
+                let now = now.map(|now| now.make_all(directories)).transpose();
+                now.and_then(|now| add(before.as_ref(), now.as_ref(), file))
+            }
         };
-        let before = before.and_then(|before| before.descend(directories).ok());
-        add(before.as_ref(), &now.make_all(directories)?, file)
+        match added {
+            Ok(added) => Some(added),
+            Err(error) => {
+                self.failed = Some(PublishError::io(action, path, error));
+                None
+            }
+        }
     }
 
-    /// Completes it. Returns the items that differ from the last generation, in more than their
-    /// ends; also those that it lacks.
-    ///
-    /// # Errors
-    /// [`PublishError::Io`].
-    pub fn finish(&mut self) -> Result<BTreeSet<Item>, PublishError> {
+    /// Completes it.
+    pub fn finish(mut self, wall: Offset) -> Drafted {
         let mut changed = std::mem::take(&mut self.changed);
         if let Some(before) = self.before {
-            let files = &self.generation.files;
-            for path in before.files.symmetric_difference(files) {
+            for path in before.files.symmetric_difference(&self.files) {
                 let mut items = before.ends.keys().chain(self.ends.keys());
                 changed.extend(items.find(|item| item.owns(path)).cloned());
             }
         }
         let visible = self.before.is_none() || !changed.is_empty();
-        self.generation.record(std::mem::take(&mut self.ends))?;
-        if visible {
-            self.let_in()
-                .map_err(|error| PublishError::io("open", &self.generation.name, error))?;
+        let mut generation = self.made.map(|(name, dir)| Generation {
+            name,
+            dir,
+            files: self.files,
+            ends: Ends::new(),
+            on_record: false,
+        });
+        let mut failed = self.failed;
+        if failed.is_none()
+            && let Some(generation) = &mut generation
+        {
+            let done = generation.record(self.ends.clone(), wall);
+            let done = done.and_then(|()| if visible { let_in(generation) } else { Ok(()) });
+            failed = done.err();
         }
-        Ok(changed)
+        Drafted {
+            generation,
+            ends: self.ends,
+            changed,
+            failed,
+        }
     }
+}
 
-    fn let_in(&self) -> io::Result<()> {
-        let mut directories = BTreeSet::new();
-        for path in &self.generation.files {
-            let ends = path.match_indices('/').map(|(end, _)| end);
-            directories.extend(ends.filter_map(|end| path.get(..end)));
-        }
-        for directory in directories {
-            self.generation.dir.descend(directory)?.let_in()?;
-        }
-        self.generation.dir.let_in()
+fn let_in(generation: &Generation) -> Result<(), PublishError> {
+    let mut directories = BTreeSet::new();
+    for path in &generation.files {
+        let ends = path.match_indices('/').map(|(end, _)| end);
+        directories.extend(ends.filter_map(|end| path.get(..end)));
     }
-
-    /// The generation, complete or not.
-    pub fn into_generation(self) -> Generation {
-        self.generation
-    }
+    let inner = directories
+        .into_iter()
+        .try_for_each(|directory| generation.dir.descend(directory)?.let_in());
+    inner
+        .and_then(|()| generation.dir.let_in())
+        .map_err(|error| PublishError::io("open", &generation.name, error))
 }
 
 /// Whether a file is what we would write: content, size, mode, owner.

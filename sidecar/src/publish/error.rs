@@ -84,6 +84,11 @@ impl Trouble {
         }
     }
 
+    /// Notes what else went wrong.
+    pub fn append(&mut self, mut other: Self) {
+        self.0.append(&mut other.0);
+    }
+
     /// Whether all went well.
     #[must_use]
     pub fn is_empty(&self) -> bool {

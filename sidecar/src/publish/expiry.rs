@@ -7,22 +7,25 @@
 //!
 //! `PATH` is the item's path in the generation. At `GONE` its files must go, overwritten, and with
 //! `stop` the application must end. `EXPIRES` is when its content stops being valid. Both are
-//! milliseconds since the Unix epoch. Holds nothing secret.
+//! milliseconds since the Unix epoch by this machine's time of day, and written anew when that is set.
+//! Holds nothing secret.
 
 use super::item::{End, Item};
+use crate::clock::Offset;
 
 /// One line of the record.
-pub fn line(item: &Item, end: &End) -> String {
+pub fn line(item: &Item, end: &End, wall: Offset) -> String {
     let then = if end.stop { "stop" } else { "remove" };
-    format!("{item} {} {} {then}\n", end.gone_at, end.expires_at)
+    let [gone_at, expires_at] = [end.gone_at, end.expires_at].map(|at| wall.from_uptime(at));
+    format!("{item} {gone_at} {expires_at} {then}\n")
 }
 
 /// Reads a line back; `None` if it is damaged.
-pub fn read(line: &str) -> Option<(Item, End)> {
+pub fn read(line: &str, wall: Offset) -> Option<(Item, End)> {
     let mut words = line.split(' ');
     let item = Item::try_from(words.next()?.to_owned()).ok()?;
-    let gone_at = words.next()?.parse().ok()?;
-    let expires_at = words.next()?.parse().ok()?;
+    let gone_at = wall.to_uptime(words.next()?.parse().ok()?);
+    let expires_at = wall.to_uptime(words.next()?.parse().ok()?);
     let stop = match words.next()? {
         "stop" => true,
         "remove" => false,
@@ -48,8 +51,10 @@ mod tests {
             gone_at: u64::MAX,
             stop: true,
         };
-        let text = line(&item, &end);
-        assert_eq!(read(text.trim_end()), Some((item, end)));
+        let wall = Offset::new(1_000, 4);
+        let text = line(&item, &end, wall);
+        assert_eq!(text, format!("conf/db.env {} 1003 stop\n", u64::MAX));
+        assert_eq!(read(text.trim_end(), wall), Some((item, end)));
         for damaged in [
             "",
             "a",
@@ -59,7 +64,7 @@ mod tests {
             "a 1 2 stop x",
             "../a 1 2 stop",
         ] {
-            assert_eq!(read(damaged), None, "{damaged:?}");
+            assert_eq!(read(damaged, wall), None, "{damaged:?}");
         }
     }
 }

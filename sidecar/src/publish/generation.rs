@@ -4,6 +4,7 @@
 use super::dir::{Dir, kind};
 use super::item::{End, Item};
 use super::{PublishError, expiry, wipe};
+use crate::clock::Offset;
 use nix::sys::stat::{Mode, SFlag, fchmod};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _, Write as _};
@@ -26,6 +27,8 @@ pub struct Generation {
     pub files: BTreeSet<String>,
     /// Its items and their ends.
     pub ends: Ends,
+    /// Whether the record says so too.
+    pub on_record: bool,
 }
 
 impl Generation {
@@ -34,16 +37,19 @@ impl Generation {
     ///
     /// # Errors
     /// What listing and reading documents.
-    pub fn load(dir: Dir, name: String) -> io::Result<Self> {
+    pub fn load(dir: Dir, name: String, wall: Offset) -> io::Result<Self> {
         let mut files = BTreeSet::new();
         list(&dir, "", &mut files)?;
-        wipe::remove(&dir, EXPIRY_NEW)?;
+        wipe::remove(&dir, EXPIRY_NEW, &wipe::Spare::Nothing)?;
         let mut text = String::new();
         if let Ok(file) = dir.read(EXPIRY) {
             // A bound on what is read; a damaged record is a record of nothing.
             let _ = file.take(1 << 20).read_to_string(&mut text);
         }
-        let mut ends: Ends = text.lines().filter_map(expiry::read).collect();
+        let mut ends: Ends = text
+            .lines()
+            .filter_map(|line| expiry::read(line, wall))
+            .collect();
         ends.retain(|item, _| files.iter().any(|path| item.owns(path)));
         for path in &files {
             if !ends.keys().any(|item| item.owns(path))
@@ -57,26 +63,43 @@ impl Generation {
             dir,
             files,
             ends,
+            on_record: true,
         })
     }
 
-    /// Puts new ends on record, atomically.
+    /// Takes over new ends and puts them on record, atomically.
     ///
     /// # Errors
-    /// [`PublishError::Io`]; the old record then stands.
-    pub fn record(&mut self, ends: Ends) -> Result<(), PublishError> {
+    /// [`PublishError::Io`]; they then hold in this process, and the old record stands.
+    pub fn record(&mut self, ends: Ends, wall: Offset) -> Result<(), PublishError> {
         let io = |error| PublishError::io("record the expiry of", &self.name, error);
-        let lines = ends.iter().map(|(item, end)| expiry::line(item, end));
-        let text: String = lines.collect();
-        wipe::remove(&self.dir, EXPIRY_NEW).map_err(io)?;
+        self.ends = ends;
+        self.on_record = false;
+        let lines = self.ends.iter();
+        let text: String = lines
+            .map(|(item, end)| expiry::line(item, end, wall))
+            .collect();
+        wipe::remove(&self.dir, EXPIRY_NEW, &wipe::Spare::Nothing).map_err(io)?;
         let written = self.dir.create(EXPIRY_NEW).and_then(|mut file| {
             file.write_all(text.as_bytes())?;
             fchmod(&file, Mode::from_bits_truncate(0o444))?;
             self.dir.rename(EXPIRY_NEW, EXPIRY)
         });
         written.map_err(io)?;
-        self.ends = ends;
+        self.on_record = true;
         Ok(())
+    }
+
+    /// The inode of one of its files, if it is there.
+    pub fn inode(&self, path: &str) -> Option<u64> {
+        let stat = match path.rsplit_once('/') {
+            None => self.dir.look(path),
+            Some((directories, file)) => {
+                let parent = self.dir.descend(directories);
+                parent.and_then(|parent| parent.look(file))
+            }
+        };
+        stat.ok().flatten().map(|stat| stat.st_ino)
     }
 
     /// Removes one item, overwritten, from this generation.
@@ -87,10 +110,10 @@ impl Generation {
         self.ends.remove(item);
         self.files.retain(|file| !item.owns(file));
         let Some((directories, last)) = item.as_str().rsplit_once('/') else {
-            return wipe::remove(&self.dir, item.as_str());
+            return wipe::remove(&self.dir, item.as_str(), &wipe::Spare::Nothing);
         };
         match self.dir.descend(directories) {
-            Ok(parent) => wipe::remove(&parent, last),
+            Ok(parent) => wipe::remove(&parent, last, &wipe::Spare::Nothing),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         }

@@ -84,7 +84,7 @@ impl fmt::Display for Item {
     }
 }
 
-/// When an item ends. Milliseconds since the Unix epoch.
+/// When an item ends. Milliseconds of uptime ([`crate::clock`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
     /// From when on what it holds is not valid any more.

@@ -27,16 +27,19 @@ pub mod tmpfs;
 pub mod wipe;
 
 pub use draft::Draft;
+use draft::Drafted;
 pub use error::{PublishError, Trouble, fault_of};
 
+use crate::clock::{Moment, Offset};
 use dir::{Dir, kind};
-use generation::{Generation, PREFIX};
+use generation::{Ends, Generation, PREFIX};
 use item::{End, Item};
 use nix::sys::stat::SFlag;
 use place::{expect_generation, has_link, link_target, pointed};
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
+use wipe::Spare;
 
 /// How long a replaced generation stays readable.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -74,7 +77,7 @@ pub struct Tended {
     /// What had reached its end, and is gone.
     pub expired: Vec<Item>,
     /// Those of them without which the application is not to run.
-    pub stop: bool,
+    pub stop: Vec<Item>,
     /// What expired and is kept.
     pub stale: Vec<Item>,
     /// What could not be removed as it should.
@@ -89,6 +92,8 @@ pub struct Publisher {
     stale: BTreeSet<Item>,
     /// With the time at which each goes, which only grows from front to back.
     retired: VecDeque<(Instant, Generation)>,
+    /// The time of day, for the record.
+    wall: Offset,
 }
 
 impl Publisher {
@@ -98,7 +103,8 @@ impl Publisher {
     ///
     /// # Errors
     /// [`PublishError::Foreign`] if one of our names is taken by what we did not make.
-    pub fn open(dir: Dir) -> Result<(Self, Trouble), PublishError> {
+    pub fn open(dir: Dir, now: Moment) -> Result<(Self, Trouble), PublishError> {
+        let wall = Offset::of_wall(now);
         let data = pointed(&dir, DATA)?;
         let unfinished = pointed(&dir, DATA_NEW)?.is_some();
         let list = |error| PublishError::io("list", "the publishing directory", error);
@@ -112,21 +118,23 @@ impl Publisher {
             trouble.note("remove", DATA_NEW, dir.unlink(DATA_NEW));
         }
         let mut current = None;
+        if let Some(name) = data.filter(|data| names.contains(data)) {
+            names.retain(|other| *other != name);
+            let loaded = dir.child(&name);
+            let loaded = loaded.and_then(|child| Generation::load(child, name.clone(), wall));
+            let loaded = loaded.map(|loaded| current = Some(loaded));
+            trouble.note("take over", &name, loaded);
+        }
         for name in names {
-            if Some(&name) == data.as_ref() {
-                let loaded = dir.child(&name);
-                let loaded = loaded.and_then(|child| Generation::load(child, name.clone()));
-                let loaded = loaded.map(|loaded| current = Some(loaded));
-                trouble.note("take over", &name, loaded);
-            } else {
-                trouble.note("overwrite", &name, wipe::remove(&dir, &name));
-            }
+            let spare = Spare::UsedBy(current.iter().collect());
+            trouble.note("overwrite", &name, wipe::remove(&dir, &name, &spare));
         }
         let publisher = Self {
             dir,
             current,
             stale: BTreeSet::new(),
             retired: VecDeque::new(),
+            wall,
         };
         if let Some(current) = &publisher.current {
             match publisher.add_links(current) {
@@ -137,6 +145,12 @@ impl Publisher {
         }
         publisher.drop_links(&mut trouble);
         Ok((publisher, trouble))
+    }
+
+    /// The time of day at an uptime, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn wall(&self, uptime: u64) -> u64 {
+        self.wall.from_uptime(uptime)
     }
 
     /// What is published, and when it ends.
@@ -179,35 +193,47 @@ impl Publisher {
     /// published already, only the ends are put on record, and readers see nothing happen.
     ///
     /// # Errors
-    /// What `fill` or publishing failed with. The last generation then stands as before.
+    /// What `fill` or publishing failed with. The last generation then stands as before; if it was not
+    /// `fill` that failed, with the new ends of what did not change in it.
     pub fn publish<E: From<PublishError>>(
         &mut self,
         now: Instant,
         fill: impl FnOnce(&mut Draft<'_>) -> Result<(), E>,
     ) -> Result<Published, E> {
         let first = self.current.is_none();
-        let mut draft = Draft::begin(&self.dir, self.current.as_ref())?;
-        let filled = fill(&mut draft).and_then(|()| Ok(draft.finish()?));
-        let next = draft.into_generation();
-        let outcome = filled.and_then(|changed| {
-            if first || !changed.is_empty() {
-                self.show(&next)?;
-            } else {
-                self.renew(&next)?;
-            }
-            Ok(changed)
-        });
+        let mut draft = Draft::begin(&self.dir, self.current.as_ref());
+        let filled = fill(&mut draft);
+        let Drafted {
+            generation,
+            ends,
+            changed,
+            failed,
+        } = draft.finish(self.wall);
+        let visible = first || !changed.is_empty();
+        let outcome = match (&generation, failed) {
+            _ if filled.is_err() => Ok(()),
+            (_, Some(failed)) => Err(failed),
+            (Some(next), None) if visible => self.show(next),
+            _ => self.renew(ends.clone()),
+        };
         let mut trouble = Trouble::default();
-        let ends = next.ends.clone();
-        if matches!(&outcome, Ok(changed) if first || !changed.is_empty()) {
-            if let Some(before) = self.current.replace(next) {
+        let is_shown = visible && filled.is_ok() && outcome.is_ok();
+        if let Some(next) = generation {
+            if !is_shown {
+                let spare = Spare::UsedBy(self.current.iter().collect());
+                let removed = wipe::remove(&self.dir, &next.name, &spare);
+                trouble.note("overwrite", &next.name, removed);
+            } else if let Some(before) = self.current.replace(next) {
                 self.retire(now, before, &mut trouble);
             }
-        } else {
-            trouble.note("overwrite", &next.name, wipe::remove(&self.dir, &next.name));
+        }
+        filled?;
+        if let Err(error) = outcome {
+            self.take_over(&ends, &changed);
+            self.drop_links(&mut trouble);
+            return Err(error.into());
         }
         self.drop_links(&mut trouble);
-        let changed = outcome?;
         // What has a new end is not stale any more; `tend` looks at it anew.
         self.stale.retain(|item| ends.contains_key(item));
         Ok(Published {
@@ -215,6 +241,23 @@ impl Publisher {
             changed,
             trouble,
         })
+    }
+
+    /// What did not change is good until its new end, whatever became of the rest. In memory first: the
+    /// record may fail for what publishing failed for, and is tried again with that.
+    fn take_over(&mut self, ends: &Ends, changed: &BTreeSet<Item>) {
+        let Some(current) = &mut self.current else {
+            return;
+        };
+        let mut next = current.ends.clone();
+        for (item, end) in &mut next {
+            if let Some(new) = ends.get(item).filter(|_| !changed.contains(item)) {
+                *end = *new;
+            }
+        }
+        if current.ends != next || !current.on_record {
+            let _ = current.record(next, self.wall);
+        }
     }
 
     /// Makes readers see a complete generation.
@@ -232,13 +275,14 @@ impl Publisher {
             .map_err(|error| PublishError::io("swap", DATA, error))
     }
 
-    fn renew(&mut self, next: &Generation) -> Result<(), PublishError> {
-        if let Some(current) = &mut self.current
-            && current.ends != next.ends
-        {
-            current.record(next.ends.clone())?;
+    fn renew(&mut self, ends: Ends) -> Result<(), PublishError> {
+        let Some(current) = &mut self.current else {
+            return Ok(());
+        };
+        if current.ends != ends || !current.on_record {
+            current.record(ends, self.wall)?;
         }
-        self.add_links(next)
+        self.current.iter().try_for_each(|now| self.add_links(now))
     }
 
     /// Keeps a replaced generation for its grace, but nothing in it that is no longer held.
@@ -259,8 +303,10 @@ impl Publisher {
             return (gone, trouble);
         }
         let published = self.publish(now, |draft| {
-            kept.iter()
-                .try_for_each(|item| draft.keep(item).map(|_| ()))
+            for item in &kept {
+                draft.keep(item);
+            }
+            Ok::<_, PublishError>(())
         });
         match published {
             Ok(published) => trouble = published.trouble,
@@ -281,47 +327,66 @@ impl Publisher {
         self.stale.retain(|item| !items.contains(item));
     }
 
-    /// When [`Publisher::tend`] has something to do next. `wall` is the time in milliseconds since
-    /// the Unix epoch.
+    /// When [`Publisher::tend`] has something to do next.
     #[must_use]
-    pub fn due(&self, now: Instant, wall: u64) -> Option<Instant> {
+    pub fn due(&self, now: Moment) -> Option<Instant> {
         let next = |(item, end): (&Item, &End)| match self.stale.contains(item) {
             true => end.gone_at,
             false => end.expires_at.min(end.gone_at),
         };
         let end = self.held().map(next).min().map(|end| {
-            // Not further than an hour: the wall clock can be set meanwhile.
-            now + Duration::from_millis(end.saturating_sub(wall).min(3_600_000))
+            // Not further than an hour: timers stand still while the machine sleeps.
+            let left = end.saturating_sub(now.uptime).min(3_600_000);
+            now.instant + Duration::from_millis(left)
         });
         let retired = self.retired.front().map(|(until, _)| *until);
         end.into_iter().chain(retired).min()
     }
 
     /// Removes what has expired, and the generations whose grace is over.
-    pub fn tend(&mut self, now: Instant, wall: u64) -> Tended {
+    pub fn tend(&mut self, now: Moment) -> Tended {
         let mut tended = Tended::default();
+        self.mind_the_time(now, &mut tended.trouble);
         let mut stale = BTreeSet::new();
         for (item, end) in self.held() {
-            if end.gone_at <= wall {
+            if end.gone_at <= now.uptime {
                 tended.expired.push(item.clone());
-                tended.stop |= end.stop;
-            } else if end.expires_at <= wall {
+                if end.stop {
+                    tended.stop.push(item.clone());
+                }
+            } else if end.expires_at <= now.uptime {
                 stale.insert(item.clone());
             }
         }
         tended.stale = stale.difference(&self.stale).cloned().collect();
         self.stale = stale;
         if !tended.expired.is_empty() {
-            (_, tended.trouble) = self.withdraw(now, &tended.expired);
+            let (_, trouble) = self.withdraw(now.instant, &tended.expired);
+            tended.trouble.append(trouble);
         }
         while let Some((until, _)) = self.retired.front()
-            && *until <= now
+            && *until <= now.instant
             && let Some((_, old)) = self.retired.pop_front()
         {
-            let removed = wipe::remove(&self.dir, &old.name);
+            let retired = self.retired.iter().map(|(_, later)| later);
+            let spare = Spare::UsedBy(self.current.iter().chain(retired).collect());
+            let removed = wipe::remove(&self.dir, &old.name, &spare);
             tended.trouble.note("overwrite", &old.name, removed);
         }
         tended
+    }
+
+    /// When somebody sets the time of day, the record would say something else than it did.
+    fn mind_the_time(&mut self, now: Moment, trouble: &mut Trouble) {
+        if !self.wall.was_set(now.wall, now.uptime) {
+            return;
+        }
+        self.wall = Offset::of_wall(now);
+        if let Some(current) = &mut self.current
+            && let Err(error) = current.record(current.ends.clone(), self.wall)
+        {
+            trouble.push(error);
+        }
     }
 
     /// Overwrites and removes everything that was published.
@@ -335,7 +400,8 @@ impl Publisher {
         }
         let retired = self.retired.drain(..).map(|(_, generation)| generation);
         for old in retired.chain(self.current.take()) {
-            trouble.note("overwrite", &old.name, wipe::remove(&self.dir, &old.name));
+            let removed = wipe::remove(&self.dir, &old.name, &Spare::Nothing);
+            trouble.note("overwrite", &old.name, removed);
         }
         self.drop_links(&mut trouble);
         trouble

@@ -1,6 +1,7 @@
 //! Is this a place where secrets can be published? Facts first, judgement apart.
 
 use super::dir::Dir;
+use mayfly_wire::PublishFault;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
@@ -70,6 +71,18 @@ pub enum Unfit {
     Swap,
     /// Mounted read-only.
     ReadOnly,
+}
+
+impl Unfit {
+    /// In a word that does not change.
+    #[must_use]
+    pub fn fault(self) -> PublishFault {
+        match self {
+            Self::NotTmpfs => PublishFault::NotTmpfs,
+            Self::Swap => PublishFault::Swap,
+            Self::ReadOnly => PublishFault::ReadOnly,
+        }
+    }
 }
 
 /// Judges the facts. What is not known counts as bad.

@@ -2,6 +2,7 @@
 //! are written in place stand in the very pages that held the secret.
 
 use super::dir::{Dir, kind};
+use super::generation::Generation;
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
 use std::fs::File;
@@ -12,18 +13,46 @@ use std::os::unix::fs::FileExt as _;
 /// deeper was not made by us.
 const DEPTH: u32 = 4;
 
-/// Removes a name from a directory: files are overwritten with zeros first if this is their last
-/// name, directories are emptied so first, and symlinks are never followed.
+/// What is unlinked without being overwritten.
+pub enum Spare<'a> {
+    /// Nothing. That a file has another name saves it from nothing: whoever gave it one would keep the
+    /// secret.
+    Nothing,
+    /// What these generations still show, as the same file at the same path.
+    UsedBy(Vec<&'a Generation>),
+}
+
+impl Spare<'_> {
+    fn has(&self, path: &str, file: &FileStat) -> bool {
+        match self {
+            // A file with one name is nobody else's.
+            Self::UsedBy(others) if file.st_nlink > 1 => others
+                .iter()
+                .any(|other| other.inode(path) == Some(file.st_ino)),
+            _ => false,
+        }
+    }
+}
+
+/// Removes a name from a directory: files are overwritten with zeros first, directories are emptied so
+/// first, and symlinks are never followed. With something to spare, `name` is a generation's.
 ///
 /// Goes on after a failure, so that one file that cannot be overwritten does not keep the others.
 ///
 /// # Errors
 /// The first failure. A file that cannot be overwritten is unlinked all the same.
-pub fn remove(dir: &Dir, name: &str) -> io::Result<()> {
-    remove_to_depth(dir, name, DEPTH)
+pub fn remove(dir: &Dir, name: &str, spare: &Spare<'_>) -> io::Result<()> {
+    remove_to_depth(dir, name, "", spare, DEPTH)
 }
 
-fn remove_to_depth(dir: &Dir, name: &str, depth: u32) -> io::Result<()> {
+/// `path` is what leads to `name` from where it began.
+fn remove_to_depth(
+    dir: &Dir,
+    name: &str,
+    path: &str,
+    spare: &Spare<'_>,
+    depth: u32,
+) -> io::Result<()> {
     let Some(stat) = dir.look(name)? else {
         return Ok(());
     };
@@ -35,12 +64,19 @@ fn remove_to_depth(dir: &Dir, name: &str, depth: u32) -> io::Result<()> {
             let child = dir.child(name)?;
             let mut outcome = Ok(());
             for inner in child.names()? {
-                outcome = outcome.and(remove_to_depth(&child, &inner, depth));
+                let path = match path {
+                    "" => inner.clone(),
+                    path => format!("{path}/{inner}"),
+                };
+                outcome = outcome.and(remove_to_depth(&child, &inner, &path, spare, depth));
             }
             outcome.and(dir.remove(name))
         }
         SFlag::S_IFREG => {
-            let overwritten = overwrite(dir, name, &stat);
+            let overwritten = match stat.st_size == 0 || spare.has(path, &stat) {
+                true => Ok(()),
+                false => overwrite(dir, name),
+            };
             let unlinked = dir.unlink(name);
             overwritten.and(unlinked)
         }
@@ -49,14 +85,10 @@ fn remove_to_depth(dir: &Dir, name: &str, depth: u32) -> io::Result<()> {
 }
 
 /// Writes zeros over the whole content, in place. Truncating first would free the pages as they are.
-fn overwrite(dir: &Dir, name: &str, seen: &FileStat) -> io::Result<()> {
-    // Another generation, whose file did not change, still needs it.
-    if seen.st_nlink > 1 || seen.st_size == 0 {
-        return Ok(());
-    }
+fn overwrite(dir: &Dir, name: &str) -> io::Result<()> {
     let file = open_to_overwrite(dir, name)?;
     let stat = fstat(&file)?;
-    if kind(&stat) != SFlag::S_IFREG || stat.st_nlink > 1 {
+    if kind(&stat) != SFlag::S_IFREG {
         return Ok(());
     }
     let zeros = [0; 4096];

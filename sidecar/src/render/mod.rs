@@ -92,7 +92,7 @@ pub struct Opened {
     pub name: CredentialName,
     /// Whether it is one value, called `value`.
     pub one_value: bool,
-    /// When it ends: milliseconds since the Unix epoch.
+    /// When it ends: milliseconds of uptime.
     pub expires_at: u64,
     /// Its fields, sorted by name.
     pub fields: Vec<(FieldName, Secret)>,

@@ -1,6 +1,7 @@
 //! One session, from its first bundle to its end.
 
 use super::{Runner, tell};
+use crate::clock::{Moment, uptime};
 use crate::ending::Ending;
 use crate::log::{Level, wall_clock};
 use crate::publish::GRACE;
@@ -36,6 +37,7 @@ impl Runner<'_> {
         want: Option<&[CredentialName]>,
     ) -> Result<Failure, Ending> {
         let mut heard = Instant::now();
+        let mut heard_at = uptime();
         let mut waiting: Option<Waiting> = None;
         // The generation that is published and not acknowledged yet.
         let mut owed: Option<u64> = None;
@@ -49,6 +51,7 @@ impl Runner<'_> {
                     Err(NotPublished::Files(error)) => {
                         self.failing_files = true;
                         let why = error.to_string();
+                        self.status.not_published = Some(why.clone());
                         if self.complain("publishing failed", why.clone()) {
                             let generation = ready.bundle.generation;
                             self.report(generation, error.fault(), &why);
@@ -94,9 +97,16 @@ impl Runner<'_> {
                 Err(_) if Instant::now() >= silent => return Ok(Failure::Silent),
                 Err(_) => continue,
             };
+            // It can have lain here while we were stopped or the machine slept.
+            let late = Duration::from_millis(uptime().saturating_sub(heard_at));
+            if late > SILENCE {
+                return Ok(Failure::Silent);
+            }
             heard = Instant::now();
+            heard_at = uptime();
             match message {
                 ServerMessage::Bundle(bundle) => {
+                    session.set_clock(bundle.now, Moment::now());
                     if let Err(failure) = bundle::check(&bundle, session.generation, want) {
                         return Ok(failure);
                     }
@@ -142,6 +152,8 @@ impl Runner<'_> {
         let outputs = outputs.map(|output| output.item.clone());
         let items: Vec<_> = names.iter().map(Item::from).chain(outputs).collect();
         let (gone, trouble) = self.publisher.withdraw(now, &items);
+        let is_withdrawn = |path: &String| items.iter().any(|item| item.as_str() == path);
+        self.status.expired.retain(|path| !is_withdrawn(path));
         let names: Vec<_> = names.iter().map(CredentialName::as_str).collect();
         let fields = [("names", names.join(",").into())];
         self.log.event(Level::Info, "withdrawn", &fields);
@@ -156,6 +168,7 @@ impl Runner<'_> {
         let plan = Plan {
             config: self.config,
             access: self.options.access,
+            broker: session.clock(),
         };
         let now = Instant::now();
         let Outcome {
@@ -166,6 +179,11 @@ impl Runner<'_> {
         self.backoff.reset();
         self.complaint = None;
         self.failing_files = false;
+        self.status.not_published = None;
+        // A set is all that the workload holds: what it lacks is not awaited any more, or missing.
+        self.status.expired.clear();
+        self.stop_no_more();
+        self.look_at_place();
         if published.first || !published.changed.is_empty() {
             let fields = [
                 ("generation", bundle.generation.into()),
@@ -228,17 +246,17 @@ impl Runner<'_> {
     }
 
     /// Says what is missing, once. Returns whether the bundle is to be published: `--once` publishes
-    /// all that was asked for or nothing.
+    /// all that was asked for or nothing, and whoever waits for the first set takes it for complete, so
+    /// that it waits for what can still come by itself.
     fn tell_missing(&mut self, missing: &[Missing]) -> Result<bool, Ending> {
-        let why: Vec<_> = missing
-            .iter()
-            .map(|missing| format!("{}: {}", missing.name, missing.refusal.code.phrase()))
-            .collect();
+        let said =
+            |missing: &Missing| format!("{}: {}", missing.name, missing.refusal.code.phrase());
+        let why: Vec<_> = missing.iter().map(said).collect();
         let why = why.join("; ");
-        let lasting = missing
+        let (transient, lasting): (Vec<_>, Vec<_>) = missing
             .iter()
-            .any(|missing| !missing.refusal.code.is_transient());
-        if self.options.once.is_some() && lasting {
+            .partition(|missing| missing.refusal.code.is_transient());
+        if self.options.once.is_some() && !lasting.is_empty() {
             return Err(Ending::Denied(why));
         }
         if self.missing != why {
@@ -248,6 +266,13 @@ impl Runner<'_> {
             }
             self.missing = why;
         }
-        Ok(self.options.once.is_none() || missing.is_empty())
+        let is_first = self.options.once.is_some() || self.publisher.current().is_none();
+        if is_first && !transient.is_empty() {
+            let names: Vec<_> = transient.into_iter().map(said).collect();
+            let why = format!("the first set waits for {}", names.join("; "));
+            self.complain("nothing is published yet", why);
+            return Ok(false);
+        }
+        Ok(true)
     }
 }

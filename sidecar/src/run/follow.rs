@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::config::Process;
-use crate::notify::target;
+use crate::notify::target::{self, NotFound};
 use mayfly_kernel::pidfd::Pidfd;
 use std::path::Path;
 use std::time::Duration;
@@ -17,6 +17,18 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct Follow {
     process: Option<Process>,
     held: Option<AsyncFd<Pidfd>>,
+    /// Why it is not watched, other than that it has not started.
+    trouble: Option<String>,
+}
+
+/// What came of watching.
+pub enum Seen {
+    /// The application was there and is gone.
+    Ended,
+    /// It is watched now, or is just not there; before it could not be.
+    Found,
+    /// It cannot be watched, and why; said once.
+    Lost(String),
 }
 
 impl Follow {
@@ -26,18 +38,34 @@ impl Follow {
         Self {
             process: known.map(|known| known.process.clone()),
             held: None,
+            trouble: None,
         }
     }
 
-    /// Returns when the application was there and is gone. Loses nothing if it is dropped before.
-    pub async fn ended(&mut self) {
+    /// Why the application is not watched, if it should be and cannot be.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Returns when something is to be said. Loses nothing if it is dropped before.
+    pub async fn next(&mut self) -> Seen {
         let Some(process) = &self.process else {
             return std::future::pending().await;
         };
         loop {
             let Some(held) = &self.held else {
-                let found = target::find(Some(process), Path::new("/proc")).ok();
-                self.held = found.and_then(|found| watch(found).ok());
+                let trouble = match target::find(Some(process), Path::new("/proc")) {
+                    Ok(found) => {
+                        let watched = watch(found).map(|watched| self.held = Some(watched));
+                        watched.err().map(|error| error.to_string())
+                    }
+                    Err(NotFound::Gone) => None,
+                    Err(other) => Some(other.to_string()),
+                };
+                if trouble != self.trouble {
+                    self.trouble.clone_from(&trouble);
+                    return trouble.map_or(Seen::Found, Seen::Lost);
+                }
                 if self.held.is_none() {
                     sleep(LOOK).await;
                 }
@@ -48,7 +76,7 @@ impl Follow {
                 continue;
             };
             match held.get_ref().alive() {
-                Ok(false) => return,
+                Ok(false) => return Seen::Ended,
                 _ => ready.clear_ready_matching(Ready::READABLE),
             }
         }

@@ -9,6 +9,7 @@ pub mod report;
 mod show;
 
 use crate::backoff::Backoff;
+use crate::clock::Moment;
 use crate::config::Config;
 use crate::ending::Ending;
 use crate::log::{Level, Log, wall_clock};
@@ -18,9 +19,10 @@ use crate::publish::item::Item;
 use crate::publish::{Publisher, Tended, Trouble};
 use crate::session::{Failure, Session};
 use crate::status::{self, Board, Status};
-use follow::Follow;
+use follow::{Follow, Seen};
 use mayfly_wire::{Code, CredentialName, PublishFault};
 use report::Owed;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -51,6 +53,21 @@ pub async fn run(
         (None, Some(generation)) => !status::was_told(publisher.dir(), generation),
         _ => false,
     };
+    let mut status = Status {
+        version: 1,
+        ..Status::default()
+    };
+    if options.once.is_none() {
+        // A sidecar before us removed it, and it has not come back since.
+        status.expired = status::read(publisher.dir())
+            .map(|before| before.status.expired)
+            .unwrap_or_default();
+        status.expired.extend_from_slice(missed);
+        status.expired.sort_unstable();
+        status.expired.dedup();
+        let held = |path: &String| publisher.held().any(|(item, _)| item.as_str() == path);
+        status.expired.retain(|path| !held(path));
+    }
     let mut runner = Runner {
         options,
         config,
@@ -59,10 +76,7 @@ pub async fn run(
         notifier: Notifier::new(config, options.dir.clone(), options.shim),
         board,
         follow: Follow::new(config),
-        status: Status {
-            version: 1,
-            ..Status::default()
-        },
+        status,
         terminate: signal(SignalKind::terminate())?,
         interrupt: signal(SignalKind::interrupt())?,
         backoff: Backoff::default(),
@@ -72,6 +86,7 @@ pub async fn run(
         word: None,
         generation: 0,
         owed: Owed::new(&options.socket, log),
+        stopped_for: BTreeSet::new(),
     };
     if untold {
         runner.take_up();
@@ -119,6 +134,8 @@ struct Runner<'a> {
     generation: u64,
     /// What the broker must hear of what has ended.
     owed: Owed,
+    /// What has expired that the application is being stopped for.
+    stopped_for: BTreeSet<Item>,
 }
 
 impl Runner<'_> {
@@ -156,7 +173,7 @@ impl Runner<'_> {
             self.complain("session failed", failure.to_string());
             return Ok(self.backoff.transient(random()));
         };
-        if code == Code::BadRequest {
+        if code == Code::BadRequest && self.options.once.is_some() {
             return Err(Ending::NotUnderstood(failure));
         }
         if code.is_transient() || code == Code::Conflict {
@@ -180,17 +197,24 @@ impl Runner<'_> {
             self.tend();
             self.notifier.start_due(Instant::now());
             self.show();
-            let due = self.publisher.due(Instant::now(), wall_clock());
+            let due = self.publisher.due(Moment::now());
             let due = due.into_iter().chain(self.notifier.due()).min();
             tokio::select! {
                 biased;
                 _ = self.terminate.recv() => return Err(Ending::Stopped),
                 _ = self.interrupt.recv() => return Err(Ending::Stopped),
                 done = &mut work => return Ok(done),
-                () = self.follow.ended() => {
-                    self.log.event(Level::Info, "the application has ended", &[]);
-                    return Err(Ending::Stopped);
-                }
+                seen = self.follow.next() => match seen {
+                    Seen::Ended => {
+                        self.log.event(Level::Info, "the application has ended", &[]);
+                        return Err(Ending::Stopped);
+                    }
+                    Seen::Found => {}
+                    Seen::Lost(why) => {
+                        let fields = [("why", why.into())];
+                        self.log.event(Level::Error, "cannot end with the application", &fields);
+                    }
+                },
                 told = self.notifier.next(Instant::now) => self.told(&told),
                 () = until(due) => {}
             }
@@ -198,8 +222,9 @@ impl Runner<'_> {
     }
 
     fn tend(&mut self) {
-        let now = Instant::now();
-        let tended = self.publisher.tend(now, wall_clock());
+        let moment = Moment::now();
+        let now = moment.instant;
+        let tended = self.publisher.tend(moment);
         for (items, event, why) in [
             (
                 &tended.expired,
@@ -222,7 +247,10 @@ impl Runner<'_> {
         if !tended.expired.is_empty() {
             self.changed(now, &tended.expired);
         }
-        if tended.stop {
+        let expired = tended.expired.iter().map(Item::to_string);
+        self.status.expired.extend(expired);
+        if !tended.stop.is_empty() {
+            self.stopped_for.extend(tended.stop);
             let why = "a credential has expired that the application is not to run without";
             self.log.event(
                 Level::Error,
@@ -236,9 +264,9 @@ impl Runner<'_> {
 
     /// Nobody runs on what has ended without a trace.
     fn put_on_record(&self, tended: &Tended) {
-        let gone = match tended.stop {
-            true => PublishFault::StoppedStale,
-            false => PublishFault::ExpiredRemoved,
+        let gone = match tended.stop.is_empty() {
+            true => PublishFault::ExpiredRemoved,
+            false => PublishFault::StoppedStale,
         };
         for (items, code) in [
             (&tended.expired, gone),
@@ -248,6 +276,17 @@ impl Runner<'_> {
                 let names: Vec<_> = items.iter().map(Item::as_str).collect();
                 self.owed.add(self.generation, code, &names.join(","));
             }
+        }
+    }
+
+    /// If all is back that the application is being stopped for, it is stopped no more.
+    fn stop_no_more(&mut self) {
+        let before = self.stopped_for.len();
+        let publisher = &self.publisher;
+        self.stopped_for
+            .retain(|item| !publisher.held().any(|(held, _)| held == item));
+        if before > 0 && self.stopped_for.is_empty() {
+            self.notifier.drop_stop();
         }
     }
 
@@ -294,7 +333,7 @@ impl Runner<'_> {
         if self.options.once.is_some() {
             // What was there before is left as it was, but a replaced generation is not left.
             while self.publisher.has_retired() {
-                let due = self.publisher.due(Instant::now(), u64::MIN);
+                let due = self.publisher.due(Moment::now());
                 until(due).await;
                 self.tend();
             }

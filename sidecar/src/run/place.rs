@@ -1,5 +1,6 @@
 //! The publishing directory, taken over only if it will do.
 
+use crate::clock::Moment;
 use crate::config::Config;
 use crate::ending::Ending;
 use crate::log::{Level, Log, wall_clock};
@@ -32,12 +33,8 @@ pub fn take(
     })?;
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     let warnings = tmpfs::judge(&facts, options.allow_swap).map_err(|found| {
-        let fault = match found {
-            tmpfs::Unfit::NotTmpfs => PublishFault::NotTmpfs,
-            tmpfs::Unfit::Swap => PublishFault::Swap,
-            tmpfs::Unfit::ReadOnly => PublishFault::ReadOnly,
-        };
-        unfit(fault, tmpfs::advice(found, &facts, path, uid, gid))
+        let advice = tmpfs::advice(found, &facts, path, uid, gid);
+        unfit(found.fault(), advice)
     })?;
     for warning in warnings {
         log.event(Level::Warn, "directory", &[("why", warning.into())]);
@@ -60,7 +57,8 @@ pub fn take(
             unfit(fault_of(&error), why)
         })?;
     let mut missed = super::report::overdue(path, wall_clock());
-    let (publisher, trouble) = Publisher::open(dir).map_err(|error| unfit(error.fault(), error))?;
+    let (publisher, trouble) =
+        Publisher::open(dir, Moment::now()).map_err(|error| unfit(error.fault(), error))?;
     super::tell(log, &trouble);
     missed.retain(|path| publisher.held().all(|(item, _)| item.as_str() != path));
     Ok((publisher, missed))

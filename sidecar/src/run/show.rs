@@ -4,7 +4,7 @@ use super::Runner;
 use super::acknowledge::Word;
 use crate::log::{Level, Log};
 use crate::notify::Told;
-use crate::publish::Publisher;
+use crate::publish::{Publisher, tmpfs};
 use crate::status::{self, Board};
 use mayfly_wire::PublishFault;
 
@@ -14,7 +14,7 @@ impl Runner<'_> {
         let stale = self.publisher.stale();
         let items = self.publisher.held().map(|(item, end)| status::Published {
             path: item.to_string(),
-            expires_at_ms: end.expires_at,
+            expires_at_ms: self.publisher.wall(end.expires_at),
             stale: stale.contains(item),
         });
         self.status.items = items.collect();
@@ -25,6 +25,7 @@ impl Runner<'_> {
         self.status.unacknowledged = self.word == Some(Word::Late);
         self.status.missing.clone_from(&self.missing);
         self.status.error.clone_from(&self.complaint);
+        self.status.not_followed = self.follow.trouble().map(str::to_owned);
         let notify = self.notifier.standing().map(|standing| status::Told {
             what: standing.what,
             state: standing.state.to_owned(),
@@ -32,6 +33,21 @@ impl Runner<'_> {
         });
         self.status.notify = notify.collect();
         self.board.show(self.publisher.dir(), &self.status);
+    }
+
+    /// Looks again at what the directory stands on: swap can come into use, a mount can be changed.
+    pub(super) fn look_at_place(&mut self) {
+        let unfit = match tmpfs::gather(self.publisher.dir()) {
+            Ok(facts) => tmpfs::judge(&facts, self.options.allow_swap)
+                .err()
+                .map(|unfit| unfit.fault().phrase().to_owned()),
+            Err(error) => Some(format!("cannot find out what the directory is: {error}")),
+        };
+        if let Some(why) = unfit.as_ref().filter(|_| unfit != self.status.unfit) {
+            let fields = [("why", why.as_str().into())];
+            self.log.event(Level::Error, "directory", &fields);
+        }
+        self.status.unfit = unfit;
     }
 
     /// Says how telling the application went.

@@ -3,6 +3,7 @@
 
 use super::outputs::{self, NotMade};
 use super::{Failure, Session};
+use crate::clock::Offset;
 use crate::config::Config;
 use crate::publish::item::Item;
 use crate::publish::{Access, PublishError, Published, Publisher};
@@ -98,6 +99,8 @@ pub struct Plan<'a> {
     pub config: &'a Config,
     /// Mode and owner of what it says nothing about.
     pub access: Access,
+    /// What time it is where the ends come from.
+    pub broker: Offset,
 }
 
 #[inline(never)]
@@ -125,11 +128,12 @@ fn open_into(
         for credential in &bundle.credentials {
             let name = &credential.name;
             let item = Item::from(name);
+            let expires_at = plan.broker.to_uptime(credential.expires_at);
             let kept = used.contains(name);
             let shown =
                 !kept && !plan.config.only_outputs && is_free(plan.config, &item, &mut taken);
             if shown {
-                draft.expect(&item, plan.config.rest_end(credential.expires_at));
+                draft.expect(&item, plan.config.rest_end(expires_at));
             }
             let mut fields = Vec::new();
             for field in &credential.fields {
@@ -140,7 +144,7 @@ fn open_into(
                         Layout::Value => None,
                         Layout::Fields => Some(&field.name),
                     };
-                    draft.put(&item, name, plan.access, &value)?;
+                    draft.put(&item, name, plan.access, &value);
                 } else if kept {
                     fields.push((field.name.clone(), value));
                 }
@@ -149,12 +153,12 @@ fn open_into(
                 opened.push(Opened {
                     name: name.clone(),
                     one_value: credential.layout == Layout::Value,
-                    expires_at: credential.expires_at,
+                    expires_at,
                     fields,
                 });
             }
         }
-        not_made = outputs::put(plan.config, &opened, &bundle.missing, draft)?;
+        not_made = outputs::put(plan.config, &opened, &bundle.missing, draft);
         not_made.failed.append(&mut taken);
         Ok(())
     })?;
@@ -210,6 +214,7 @@ mod tests {
     fn checked(credentials: Vec<SealedCredential>, generation: u64) -> Result<(), String> {
         let bundle = Bundle {
             generation,
+            now: 0,
             encapsulated: Base64::default(),
             credentials,
             missing: vec![],

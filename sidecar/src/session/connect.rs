@@ -13,9 +13,12 @@ use hyper_util::rt::TokioIo;
 use mayfly_wire::sealed::PublicKey;
 use mayfly_wire::session::{self, Hello, PROTOCOL};
 use mayfly_wire::{Code, CredentialName, PublishFailure, Refusal};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::pin::pin;
+use std::time::Duration;
 use tokio::net::UnixStream;
+use tokio::time::sleep;
 
 /// Most bytes of a refusal.
 const MAX_REFUSAL: usize = 16 * 1024;
@@ -72,11 +75,7 @@ async fn ask<T>(
     body: Vec<u8>,
     finish: impl AsyncFnOnce(Response<Incoming>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let connected = UnixStream::connect(socket).await;
-    let stream = connected.map_err(|error| Failure::Unreachable {
-        path: socket.display().to_string(),
-        error,
-    })?;
+    let stream = connect(socket).await?;
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(32 * 1024)
         .handshake(TokioIo::new(stream))
@@ -92,6 +91,27 @@ async fn ask<T>(
         ended = &mut connection => {
             ended?;
             exchange.await
+        }
+    }
+}
+
+/// Connects. A queue that is full for the moment is no failure: it is tried again soon, for as long as
+/// the caller waits.
+async fn connect(socket: &Path) -> Result<UnixStream, Failure> {
+    loop {
+        match UnixStream::connect(socket).await {
+            // So unix(7) says it on a socket that does not block.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let random = u64::from(getrandom::u32().unwrap_or(0)) % 16;
+                sleep(Duration::from_millis(5 + random)).await;
+            }
+            Err(error) => {
+                return Err(Failure::Unreachable {
+                    path: socket.display().to_string(),
+                    error,
+                });
+            }
+            Ok(stream) => return Ok(stream),
         }
     }
 }

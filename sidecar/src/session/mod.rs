@@ -8,6 +8,7 @@ mod outputs;
 pub use connect::report;
 pub use outputs::NotMade;
 
+use crate::clock::{Moment, Offset};
 use lines::Lines;
 use mayfly_wire::sealed::PrivateKey;
 use mayfly_wire::session::{ClientMessage, PING_SECONDS, PROTOCOL, ServerMessage};
@@ -73,6 +74,8 @@ pub struct Session {
     pub workload: WorkloadKey,
     /// The last bundle's generation.
     pub generation: u64,
+    /// What time it is for the broker, as its bundles say it.
+    clock: Option<Offset>,
 }
 
 impl Session {
@@ -89,6 +92,7 @@ impl Session {
                 key,
                 workload,
                 generation: 0,
+                clock: None,
             }),
             ServerMessage::Hello { protocol, .. } => Err(Failure::protocol(
                 "session protocol 1",
@@ -108,6 +112,20 @@ impl Session {
     /// [`Failure`]; the session is then over.
     pub async fn next(&mut self) -> Result<ServerMessage, Failure> {
         self.lines.next().await
+    }
+
+    /// Notes what time it was for the broker when it sent what arrives now. 0 if it does not say.
+    pub fn set_clock(&mut self, theirs: u64, now: Moment) {
+        if theirs > 0 {
+            let heard = Offset::new(theirs, now.uptime);
+            self.clock = Some(self.clock.map_or(heard, |known| known.nearer(heard)));
+        }
+    }
+
+    /// What time it is for the broker. One that never said goes by the same time of day as we do.
+    #[must_use]
+    pub fn clock(&self) -> Offset {
+        self.clock.unwrap_or_else(|| Offset::of_wall(Moment::now()))
     }
 
     /// Says something.

@@ -1,8 +1,8 @@
 //! The outputs of the configuration, made of opened credentials.
 
 use crate::config::{Config, Output};
+use crate::publish::Draft;
 use crate::publish::item::Item;
-use crate::publish::{Draft, PublishError};
 use crate::render::{Format, Opened, Refused, render};
 use mayfly_wire::CredentialName;
 use mayfly_wire::session::Missing;
@@ -18,15 +18,12 @@ pub struct NotMade {
 
 /// Puts every output into the draft. One that cannot be made keeps what was published of it, as long
 /// as that lasts, and does not keep the others.
-///
-/// # Errors
-/// [`PublishError`], if files cannot be written.
 pub fn put(
     config: &Config,
     opened: &[Opened],
     missing: &[Missing],
     draft: &mut Draft<'_>,
-) -> Result<NotMade, PublishError> {
+) -> NotMade {
     let mut not_made = NotMade::default();
     for output in &config.outputs {
         let names = output.credentials.iter();
@@ -44,17 +41,17 @@ pub fn put(
                 not_made.absent.push((output.item.clone(), why));
             }
             if may_come_back(output, opened, missing) {
-                draft.keep(&output.item)?;
+                draft.keep(&output.item);
             }
             continue;
         };
-        if let Err(refused) = put_one(config, output, &credentials, draft)? {
-            draft.keep(&output.item)?;
+        if let Err(refused) = put_one(config, output, &credentials, draft) {
+            draft.keep(&output.item);
             let why = refused.to_string();
             not_made.failed.push((output.item.clone(), why));
         }
     }
-    Ok(not_made)
+    not_made
 }
 
 /// Whether all that an output lacks is missing for a reason that can pass by itself.
@@ -72,29 +69,24 @@ fn put_one(
     output: &Output,
     credentials: &[&Opened],
     draft: &mut Draft<'_>,
-) -> Result<Result<(), Refused>, PublishError> {
+) -> Result<(), Refused> {
     let (item, access) = (&output.item, output.access);
     let ends = credentials.iter().map(|opened| opened.expires_at);
     let end = output.end(ends.min().unwrap_or(0));
-    let rendered = match (output.format, credentials) {
+    let content = match (output.format, credentials) {
         (Format::Fields, [opened]) => {
             draft.expect(item, end);
             for (field, value) in &opened.fields {
-                draft.put(item, Some(field), access, value)?;
+                draft.put(item, Some(field), access, value);
             }
-            return Ok(Ok(()));
+            return Ok(());
         }
-        (Format::Template, _) => config.templates.render(item.as_str(), credentials),
-        (format, [opened]) => render(format, opened, &output.choices),
+        (Format::Template, _) => config.templates.render(item.as_str(), credentials)?,
+        (format, [opened]) => render(format, opened, &output.choices)?,
         // The configuration gives no other format several credentials.
-        _ => Err(Refused::Template("expected one credential".to_owned())),
+        _ => return Err(Refused::Template("expected one credential".to_owned())),
     };
-    Ok(match rendered {
-        Ok(content) => {
-            draft.expect(item, end);
-            draft.put(item, None, access, &content)?;
-            Ok(())
-        }
-        Err(refused) => Err(refused),
-    })
+    draft.expect(item, end);
+    draft.put(item, None, access, &content);
+    Ok(())
 }

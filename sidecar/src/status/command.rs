@@ -4,6 +4,7 @@ use super::{Found, judge, read};
 use crate::log::wall_clock;
 use crate::publish::dir::Dir;
 use crate::publish::tmpfs;
+use mayfly_wire::Detail;
 use nix::sys::statvfs::fstatvfs;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -86,7 +87,10 @@ fn look(path: &Path) -> Result<(Dir, Found), String> {
                 path.display()
             )
         }
-        _ => format!("{}/..status cannot be read: {error}", path.display()),
+        _ => {
+            let why = Detail::from(error.to_string());
+            format!("{}/..status cannot be read: {why}", path.display())
+        }
     })?;
     Ok((dir, found))
 }
@@ -100,8 +104,8 @@ fn place(dir: &Dir) -> Value {
         "mount_options": facts.as_ref().map(|facts| facts.mount.join(",")),
         "filesystem_options": facts.as_ref().map(|facts| facts.filesystem.join(",")),
         "swap_in_use": facts.as_ref().and_then(|facts| facts.swap),
-        "bytes": space.as_ref().map(|space| space.blocks() * space.fragment_size()),
-        "bytes_free": space.as_ref().map(|space| space.blocks_available() * space.fragment_size()),
+        "bytes": space.as_ref().map(|space| space.blocks().saturating_mul(space.fragment_size())),
+        "bytes_free": space.as_ref().map(|space| space.blocks_available().saturating_mul(space.fragment_size())),
     })
 }
 
@@ -151,6 +155,9 @@ fn in_words(found: &Found, place: &Value, faults: &[String], now: u64) -> String
         number("bytes_free") / 1024,
         number("bytes") / 1024,
     ));
+    if let Some(why) = &status.not_followed {
+        lines.push(format!("exit_with   cannot be kept: {why}"));
+    }
     if let Some(error) = &status.error {
         lines.push(format!("last error  {error}"));
     }

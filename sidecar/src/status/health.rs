@@ -21,6 +21,15 @@ pub enum Fault {
     /// Something that was asked for is not there.
     #[error("missing: {0}")]
     Missing(String),
+    /// The last set could not be written.
+    #[error("publishing failed: {0}")]
+    NotPublished(String),
+    /// Something is gone because nobody renewed it.
+    #[error("expired: {0}")]
+    Expired(String),
+    /// Secrets should not be where they are.
+    #[error("the directory will not do: {0}")]
+    Unfit(String),
     /// An output could not be made.
     #[error("{0}: {1}")]
     Output(String, String),
@@ -57,6 +66,15 @@ pub fn judge(found: &Found, now_ms: u64, live: bool) -> Vec<Fault> {
     }
     if !status.missing.is_empty() {
         faults.push(Fault::Missing(status.missing.clone()));
+    }
+    if let Some(why) = &status.not_published {
+        faults.push(Fault::NotPublished(why.clone()));
+    }
+    if !status.expired.is_empty() {
+        faults.push(Fault::Expired(status.expired.join(", ")));
+    }
+    if let Some(why) = &status.unfit {
+        faults.push(Fault::Unfit(why.clone()));
     }
     for failed in &status.failed {
         faults.push(Fault::Output(failed.path.clone(), failed.why.clone()));
@@ -114,7 +132,7 @@ mod tests {
     #[test]
     fn each_fault_is_named() {
         type Change = fn(&mut Found);
-        let cases: [(Change, Fault); 9] = [
+        let cases: [(Change, Fault); 12] = [
             (|found| found.running = false, Fault::NotRunning),
             (|found| found.alive_at_ms = 850_000, Fault::Frozen(100)),
             (
@@ -133,6 +151,18 @@ mod tests {
                     });
                 },
                 Fault::Output("a".to_owned(), "b".to_owned()),
+            ),
+            (
+                |found| found.status.not_published = Some("full".to_owned()),
+                Fault::NotPublished("full".to_owned()),
+            ),
+            (
+                |found| found.status.expired = vec!["a".to_owned(), "b".to_owned()],
+                Fault::Expired("a, b".to_owned()),
+            ),
+            (
+                |found| found.status.unfit = Some("swap".to_owned()),
+                Fault::Unfit("swap".to_owned()),
             ),
             (
                 |found| found.status.items[0].stale = true,

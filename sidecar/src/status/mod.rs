@@ -8,6 +8,7 @@ mod health;
 pub use health::{Fault, judge};
 
 use crate::publish::dir::Dir;
+use mayfly_wire::publish::is_plain;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::stat::{Mode, fchmod, futimens};
@@ -43,6 +44,18 @@ pub struct Status {
     pub missing: String,
     /// What could not be made, and why.
     pub failed: Vec<Failed>,
+    /// Why the last set is not published, if it is not.
+    #[serde(default)]
+    pub not_published: Option<String>,
+    /// What has expired and is gone, and has not come back.
+    #[serde(default)]
+    pub expired: Vec<String>,
+    /// Why secrets should not be where they are, if that came to be since the start.
+    #[serde(default)]
+    pub unfit: Option<String>,
+    /// Why the sidecar will not end with the application, if it is to and cannot.
+    #[serde(default)]
+    pub not_followed: Option<String>,
     /// How the application is told.
     pub notify: Vec<Told>,
     /// Whether the broker still waits for the application to use what was published.
@@ -52,6 +65,34 @@ pub struct Status {
     pub unacknowledged: bool,
     /// What last went wrong and has not gone right since.
     pub error: Option<String>,
+}
+
+impl Status {
+    /// Whoever can write into the directory can have written it, and it goes to a terminal.
+    fn clean(&mut self) {
+        let items = self.items.iter_mut().map(|item| &mut item.path);
+        let failed = self.failed.iter_mut();
+        let failed = failed.flat_map(|failed| [&mut failed.path, &mut failed.why]);
+        let told = self.notify.iter_mut().flat_map(|told| {
+            let words = [&mut told.what, &mut told.state];
+            words.into_iter().chain(&mut told.error)
+        });
+        let single = [
+            &mut self.generation,
+            &mut self.not_published,
+            &mut self.unfit,
+            &mut self.not_followed,
+            &mut self.error,
+        ];
+        let all = items.chain(failed).chain(told);
+        let all = all.chain(&mut self.expired).chain([&mut self.missing]);
+        for text in all.chain(single.into_iter().flatten()) {
+            if !text.chars().all(is_plain) {
+                let clean = |one| if is_plain(one) { one } else { '?' };
+                *text = text.chars().map(clean).collect();
+            }
+        }
+    }
 }
 
 /// One item.
@@ -124,14 +165,22 @@ impl Board {
     /// Shows the status, if it is another than before, and that we live.
     pub fn show(&mut self, dir: &Dir, status: &Status) {
         let Some(alive) = &self.alive else { return };
-        // Neither failure is worth more than an old status: its age says so.
+        // That it fails shows: the time stays as it is.
         let _ = futimens(alive, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW);
         let Ok(text) = serde_json::to_string(status) else {
             return;
         };
-        if text != self.last && write(dir, &text).is_ok() {
-            self.last = text;
+        if text == self.last {
+            return;
         }
+        // Rather none than one that is not true any more. And without it there may be room.
+        let written = write(dir, &text).or_else(|_| {
+            for name in [STATUS, STATUS_NEW] {
+                let _ = dir.unlink(name);
+            }
+            write(dir, &text)
+        });
+        self.last = written.map(|()| text).unwrap_or_default();
     }
 
     /// Takes it away.
@@ -173,11 +222,13 @@ pub fn read(dir: &Dir) -> io::Result<Found> {
     dir.read(STATUS)?
         .take(MAX_STATUS)
         .read_to_string(&mut text)?;
-    let status: Status = serde_json::from_str(&text)?;
+    let mut status: Status = serde_json::from_str(&text)?;
+    status.clean();
     let running = is_held(dir).unwrap_or(false);
     let stat = dir.look(ALIVE)?;
     let alive_at_ms = stat.map_or(0, |stat| {
-        let ms = stat.st_mtime.saturating_mul(1000) + stat.st_mtime_nsec / 1_000_000;
+        let ms = stat.st_mtime.saturating_mul(1000);
+        let ms = ms.saturating_add(stat.st_mtime_nsec / 1_000_000);
         u64::try_from(ms).unwrap_or(0)
     });
     Ok(Found {

@@ -10,10 +10,12 @@
 )]
 
 mod budgets;
+mod clock;
 mod crashes;
 mod expiry;
 mod growth;
 mod hostile;
+mod links;
 mod notify;
 mod outputs;
 mod publishing;
@@ -21,5 +23,7 @@ mod sandbox;
 mod secrecy;
 mod server;
 mod sessions;
+mod shim;
+mod shortage;
 mod status;
 mod told;

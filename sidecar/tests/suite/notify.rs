@@ -115,6 +115,38 @@ fn a_failure_is_seen_tried_again_and_given_up() {
 }
 
 #[test]
+fn a_program_that_others_can_write_is_not_run() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let (program, calls) = program(&sandbox, "");
+    let config = sandbox.config(&format!(
+        "[[notify]]\ncommand = [{program:?}]\ndebounce = \"1ms\"\nattempts = 1\n"
+    ));
+    let sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    let mut asked = 0;
+    for (mode, owner, good) in [
+        (0o755, 0, true),
+        (0o775, 0, false),
+        (0o757, 0, false),
+        (0o755, 1234, false),
+        // It can be run without being read.
+        (0o711, 0, true),
+    ] {
+        fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
+        std::os::unix::fs::chown(&program, Some(owner), None).unwrap();
+        asked += 1;
+        let run = lines(&calls).len();
+        peer.publish(&[value("a", format!("next {asked}"))]);
+        let why = "nobody but root and the sidecar's own user can write";
+        let refused = || sidecar.log().matches(why).count();
+        eventually("it is tried", || lines(&calls).len() + refused() == asked);
+        assert_eq!(lines(&calls).len() > run, good, "{mode:o} {owner}");
+    }
+}
+
+#[test]
 fn a_command_that_hangs_is_ended_with_all_that_it_started() {
     let sandbox = Sandbox::new();
     let server = Server::bind(&sandbox.socket());

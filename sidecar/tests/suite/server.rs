@@ -15,8 +15,25 @@ pub struct Server(UnixListener);
 
 impl Server {
     pub fn bind(socket: &Path) -> Self {
+        Self::bind_with(socket, 128)
+    }
+
+    /// So many connections can wait, and one more.
+    pub fn bind_with(socket: &Path, backlog: i32) -> Self {
+        use nix::sys::socket::{
+            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen,
+        };
         let _ = std::fs::remove_file(socket);
-        let listener = UnixListener::bind(socket).unwrap();
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let listener =
+            nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        bind(
+            std::os::fd::AsRawFd::as_raw_fd(&listener),
+            &UnixAddr::new(socket).unwrap(),
+        )
+        .unwrap();
+        listen(&listener, Backlog::new(backlog).unwrap()).unwrap();
+        let listener = UnixListener::from(listener);
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(socket, open).unwrap();
         Self(listener)
@@ -56,6 +73,11 @@ impl Server {
         let answer = format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n");
         stream.get_mut().write_all(answer.as_bytes()).unwrap();
         serde_json::from_slice(&body).unwrap()
+    }
+
+    /// The next connection is dropped, whatever it brings.
+    pub fn drop_one(&self) {
+        drop(self.0.accept().unwrap());
     }
 
     /// The next session, opened.
@@ -108,6 +130,7 @@ impl Request {
                     pidns_id: 8,
                 },
                 generation: 0,
+                behind: 0,
             },
         };
         peer.send_bytes(
@@ -182,6 +205,8 @@ pub struct Sealing {
     pub hello: Hello,
     pub workload: WorkloadKey,
     pub generation: u64,
+    /// How far the broker's clock is behind ours, in milliseconds.
+    pub behind: u64,
 }
 
 pub struct Peer {
@@ -216,6 +241,7 @@ impl Sealing {
         });
         Bundle {
             generation: self.generation,
+            now: in_milliseconds(0) - self.behind,
             encapsulated,
             credentials: credentials.collect(),
             missing: vec![],

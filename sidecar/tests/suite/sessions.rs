@@ -81,18 +81,124 @@ fn what_can_pass_is_asked_again_soon_and_a_denial_later() {
 }
 
 #[test]
-fn a_request_that_is_not_understood_ends_it() {
+fn a_request_that_is_not_understood_ends_only_one_that_is_to_publish_once() {
     let sandbox = Sandbox::new();
     let server = Server::bind(&sandbox.socket());
-    let mut sidecar = sandbox.start(&["--log-format", "json"]);
+    let mut once = sandbox.start(&["--once", "--log-format", "json"]);
     server.request().refuse(Code::BadRequest);
-    assert_eq!(sidecar.wait().code(), Some(76));
-    for line in sidecar.log().lines() {
+    assert_eq!(once.wait().code(), Some(76));
+    for line in once.log().lines() {
         let event: serde_json::Value = serde_json::from_str(line).unwrap();
         assert!(
             event["time_ms"].is_u64() && event["event"].is_string(),
             "{line}"
         );
+    }
+    // One that stays keeps what is good, and does not ask at once.
+    let mut sidecar = sandbox.start(&[]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "good")]);
+    drop(peer);
+    server.request().refuse(Code::BadRequest);
+    sidecar.says("the request is not understood");
+    assert!(!server.connects_within(2_000));
+    assert_eq!(sandbox.read("a"), b"good");
+    let status = sandbox.status()["status"]["error"].clone();
+    assert!(status.as_str().unwrap().contains("not understood"));
+    assert!(sidecar.terminate().success());
+}
+
+#[test]
+fn a_queue_that_is_full_is_no_failure() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind_with(&sandbox.socket(), 1);
+    let waiting = [(); 2].map(|()| std::os::unix::net::UnixStream::connect(sandbox.socket()));
+    let sidecar = sandbox.start(&[]);
+    sidecar.says("started");
+    std::thread::sleep(Duration::from_millis(1_500));
+    let log = sidecar.log();
+    assert!(!log.contains("session failed"), "{log}");
+    for stream in waiting {
+        server.drop_one();
+        drop(stream.unwrap());
+    }
+    // Having failed again and again, it would be seconds away.
+    let start = Instant::now();
+    server.session().publish(&[value("a", "1")]);
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn the_first_set_waits_for_what_can_come_by_itself() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let mut sidecar = sandbox.start(&["--want", "a,b,c"]);
+    let mut peer = server.session();
+    for code in [Code::Unavailable, Code::Sealed] {
+        peer.bundle_without(&[value("a", "1")], "b", code);
+        sidecar.says(&format!("the first set waits for b: {}", code.phrase()));
+        peer.ping();
+        assert!(sandbox.published_names().is_empty());
+        let (said, bad) = sandbox.ask(&["health"]);
+        let faults = ["nothing is published yet", "missing: b: ", code.phrase()];
+        assert!(faults.iter().all(|part| said.contains(part)), "{said}");
+        assert_eq!(bad, 1);
+        let (said, _) = sandbox.ask(&["status"]);
+        assert!(said.contains("the first set waits for b"), "{said}");
+    }
+    // What is denied for good is not waited for.
+    peer.bundle_without(&[value("a", "1")], "b", Code::Denied);
+    peer.acknowledged();
+    assert_eq!(sandbox.read("a"), b"1");
+    // Nor is there waiting once there is a set.
+    peer.bundle_without(&[value("a", "2")], "b", Code::Unavailable);
+    peer.acknowledged();
+    assert_eq!(sandbox.read("a"), b"2");
+    assert!(sidecar.terminate().success());
+
+    let mut sidecar = sandbox.start(&["--want", "a,b"]);
+    let mut peer = server.session();
+    peer.bundle_without(&[value("a", "1")], "b", Code::Unavailable);
+    sidecar.says("the first set waits for b");
+    peer.publish(&[value("a", "1"), value("b", "1")]);
+    assert_eq!(sandbox.read("b"), b"1");
+    assert_eq!(sandbox.ask(&["health"]).1, 0);
+    assert!(sidecar.terminate().success());
+
+    let mut once = sandbox.start(&["--once", "--timeout", "1"]);
+    let mut peer = server.session();
+    peer.bundle_without(&[value("a", "1")], "b", Code::Unavailable);
+    assert_eq!(once.wait().code(), Some(69));
+    once.says("last: the first set waits for b: not available now");
+    assert!(sandbox.names().is_empty());
+}
+
+#[test]
+fn a_default_configuration_that_cannot_be_reached_is_not_overlooked() {
+    let sandbox = Sandbox::with("size=1m,mode=0750,uid=4000,gid=4000");
+    let run = |prepare: &str| {
+        let script = format!(
+            "mount -t tmpfs none /etc && {prepare} && exec setpriv --reuid 4000 --regid 4000 \
+             --clear-groups \"$0\" --once --timeout 1 --dir \"$1\" --socket /none"
+        );
+        let mut command = std::process::Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", &script])
+            .arg(env!("CARGO_BIN_EXE_mayfly-sidecar"))
+            .arg(sandbox.dir());
+        let done = command.output().unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        (done.status.code().unwrap(), said)
+    };
+    let (code, said) = run("mkdir -m 0700 /etc/mayfly");
+    assert!(code == 78 && said.contains("Permission denied"), "{said}");
+    let (code, said) = run("mkdir -m 0755 /etc/mayfly && ln -s gone /etc/mayfly/sidecar.toml");
+    assert!(code == 78 && said.contains("No such file"), "{said}");
+    // There is none: that is no fault.
+    for absent in ["true", "mkdir -m 0755 /etc/mayfly"] {
+        let (code, said) = run(absent);
+        assert_eq!(code, 69, "{said}");
     }
 }
 

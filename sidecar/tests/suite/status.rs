@@ -89,3 +89,83 @@ fn planted_names_are_not_followed() {
     assert_eq!(std::fs::read_to_string(&victim).unwrap(), "untouched");
     assert!(sandbox.names().is_empty());
 }
+
+#[test]
+fn what_somebody_else_wrote_is_told_in_plain_words() {
+    let sandbox = Sandbox::new();
+    let status = sandbox.dir().join("..status");
+    let alive = sandbox.dir().join("..alive");
+    std::fs::write(&alive, "").unwrap();
+    for time in [1_i64 << 62, i64::MAX, i64::MIN] {
+        let time = nix::sys::time::TimeSpec::new(time, 999_999_999);
+        let file = std::fs::File::open(&alive).unwrap();
+        nix::sys::stat::futimens(&file, &time, &time).unwrap();
+        let hostile = "\u{1b}[2Jx\nok\r\u{9b}31m\u{202e}";
+        let told = serde_json::json!({"what": hostile, "state": "failed", "error": hostile});
+        let mut text = serde_json::json!({
+            "version": 1, "connected": true, "generation": hostile, "changed_at_ms": u64::MAX,
+            "next_expiry_ms": 0, "missing": hostile, "acknowledging": false, "error": hostile,
+            "items": [{"path": hostile, "expires_at_ms": u64::MAX, "stale": true}],
+            "failed": [{"path": hostile, "why": hostile}], "notify": [told],
+        });
+        for key in ["not_published", "unfit", "not_followed"] {
+            text[key] = hostile.into();
+        }
+        text["expired"] = [hostile].as_slice().into();
+        std::fs::write(&status, text.to_string()).unwrap();
+        for arguments in [
+            &["health"][..],
+            &["health", "--live"],
+            &["status"],
+            &["status", "--output", "json"],
+        ] {
+            let (said, code) = sandbox.ask(arguments);
+            assert_eq!(code, 1, "{said}");
+            let is_plain = |one: char| one == '\n' || mayfly_wire::publish::is_plain(one);
+            assert!(said.chars().all(is_plain), "{said:?}");
+            assert!(!said.lines().any(|line| line.starts_with("ok")), "{said:?}");
+        }
+    }
+    std::fs::write(&status, "{\"version\": \"\u{1b}[2J\"}").unwrap();
+    let (said, code) = sandbox.ask(&["health"]);
+    assert!(code == 1 && !said.contains('\u{1b}'), "{said:?}");
+}
+
+#[test]
+fn that_it_cannot_end_with_the_application_is_said() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let name = format!("twice-{}", std::process::id() % 100_000);
+    let program = sandbox.base().join(&name);
+    std::fs::copy("/bin/sleep", &program).unwrap();
+    let start = || {
+        let mut command = std::process::Command::new(&program);
+        command.arg("1000").spawn().unwrap()
+    };
+    let (mut one, mut two) = (start(), start());
+    let config = sandbox.config(&format!(
+        "[application]\nprocess = \"name:{name}\"\nexit_with = true\n"
+    ));
+    let mut sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    sidecar.says("cannot end with the application");
+    let (said, _) = sandbox.ask(&["status"]);
+    assert!(
+        said.contains("exit_with   cannot be kept: 2 processes"),
+        "{said}"
+    );
+    std::thread::sleep(std::time::Duration::from_millis(1_200));
+    let log = sidecar.log();
+    assert_eq!(log.matches("cannot end with").count(), 1, "{log}");
+    // Once there is one, it is followed.
+    two.kill().unwrap();
+    two.wait().unwrap();
+    eventually("it is found", || {
+        !sandbox.ask(&["status"]).0.contains("exit_with")
+    });
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    one.kill().unwrap();
+    one.wait().unwrap();
+    assert!(sidecar.wait().success());
+}

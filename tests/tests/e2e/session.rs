@@ -89,6 +89,7 @@ fn node(stream: UnixStream) -> Result<()> {
     let credentials = vec![credential];
     let bundle = Bundle {
         generation: 1,
+        now: 0,
         encapsulated,
         credentials,
         missing: Vec::new(),

@@ -1,0 +1,151 @@
+//! Requests to the shim: one at a time, each with its own answer.
+
+use crate::sandbox::Sandbox;
+use crate::server::{Server, value};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+struct Shim {
+    stream: BufReader<UnixStream>,
+    sidecar: Child,
+}
+
+impl Shim {
+    fn start(sandbox: &Sandbox, config: &str) -> Self {
+        let config = sandbox.config(config);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let limit = Some(Duration::from_secs(10));
+        ours.set_read_timeout(limit).unwrap();
+        let sidecar = Command::new(env!("CARGO_BIN_EXE_mayfly-sidecar"))
+            .args(["--shim", "--config", &config, "--dir"])
+            .arg(sandbox.dir())
+            .arg("--socket")
+            .arg(sandbox.socket())
+            .stdin(std::os::fd::OwnedFd::from(theirs))
+            .spawn()
+            .unwrap();
+        let stream = BufReader::new(ours);
+        Self { stream, sidecar }
+    }
+
+    fn is_asked(&mut self) -> String {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).unwrap();
+        line
+    }
+
+    fn is_left_alone(&mut self, duration: Duration) -> bool {
+        let limit = |limit| self.stream.get_ref().set_read_timeout(Some(limit)).unwrap();
+        limit(duration);
+        let nothing = self.stream.buffer().is_empty() && self.stream.fill_buf().is_err();
+        let stream = self.stream.get_ref();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        nothing
+    }
+
+    fn answer(&mut self, answer: &str) {
+        self.stream.get_mut().write_all(answer.as_bytes()).unwrap();
+    }
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        let _ = self.sidecar.kill();
+        let _ = self.sidecar.wait();
+    }
+}
+
+#[test]
+fn a_second_request_waits_for_the_answer_to_the_first() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let mut shim = Shim::start(
+        &sandbox,
+        "[application]\nprocess = \"parent\"\n\
+         [[notify]]\nsignal = \"HUP\"\ndebounce = \"1ms\"\ntimeout = \"8s\"\n\
+         [[notify]]\nrestart = true\ndebounce = \"1ms\"\ntimeout = \"8s\"\n",
+    );
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    peer.publish(&[value("a", "2")]);
+    let first = shim.is_asked();
+    assert!(shim.is_left_alone(Duration::from_millis(500)));
+    shim.answer("ok\n");
+    let second = shim.is_asked();
+    let mut both = [first.trim(), second.trim()];
+    both.sort_unstable();
+    assert_eq!(both, ["restart", "signal 1"]);
+    assert_eq!(
+        sandbox.status()["status"]["notify"][0]["error"],
+        serde_json::Value::Null
+    );
+    shim.answer("ok\n");
+    assert!(shim.is_left_alone(Duration::from_millis(500)));
+}
+
+#[test]
+fn a_late_answer_counts_for_what_it_answers_and_for_nothing_else() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let mut shim = Shim::start(
+        &sandbox,
+        "[application]\nprocess = \"parent\"\n\
+         [[notify]]\non = [\"a\"]\nrestart = true\ndebounce = \"1ms\"\ntimeout = \"1s\"\n\
+         [[notify]]\non = [\"b\"]\nsignal = \"HUP\"\ndebounce = \"1ms\"\ntimeout = \"8s\"\n",
+    );
+    let notify = |number: usize| {
+        let status = sandbox.status();
+        let told = &status["status"]["notify"][number];
+        (told["state"].clone(), told["error"].clone())
+    };
+    let wait_for = |number: usize, state: &str, error: &str| {
+        let start = Instant::now();
+        loop {
+            let (found, why) = notify(number);
+            if found == state && why.as_str().unwrap_or("").contains(error) {
+                return;
+            }
+            let late = start.elapsed() > Duration::from_secs(10);
+            assert!(!late, "{found} {why}, not {state} {error}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1"), value("b", "1")]);
+    peer.publish(&[value("a", "2"), value("b", "1")]);
+    assert_eq!(shim.is_asked(), "restart\n");
+    wait_for(0, "pending", "longer than 1s");
+    // It was given up, not answered: nothing more is asked, by anybody.
+    peer.publish(&[value("a", "2"), value("b", "2")]);
+    assert!(shim.is_left_alone(Duration::from_millis(1_500)));
+    // The restart failed, which is no word about the signal; that is asked now.
+    shim.answer("it does not end\n");
+    let mut asked = vec![shim.is_asked()];
+    shim.answer("ok\n");
+    asked.push(shim.is_asked());
+    shim.answer("ok\n");
+    asked.sort_unstable();
+    assert_eq!(asked, ["restart\n", "signal 1\n"]);
+    wait_for(0, "idle", "");
+    wait_for(1, "idle", "");
+    // Late, and good: it is not done a second time.
+    peer.publish(&[value("a", "3"), value("b", "2")]);
+    assert_eq!(shim.is_asked(), "restart\n");
+    wait_for(0, "pending", "longer than 1s");
+    shim.answer("ok\n");
+    wait_for(0, "idle", "");
+    assert!(shim.is_left_alone(Duration::from_millis(1_000)));
+    // But what has changed since has not been told.
+    peer.publish(&[value("a", "4"), value("b", "2")]);
+    assert_eq!(shim.is_asked(), "restart\n");
+    wait_for(0, "pending", "longer than 1s");
+    peer.publish(&[value("a", "5"), value("b", "2")]);
+    shim.answer("ok\n");
+    assert_eq!(shim.is_asked(), "restart\n");
+    shim.answer("ok\n");
+    wait_for(0, "idle", "");
+}

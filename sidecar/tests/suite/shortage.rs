@@ -1,0 +1,142 @@
+//! When files cannot be written, or the place is not any more what it was.
+
+use crate::sandbox::{Sandbox, eventually};
+use crate::server::{Server, fields, in_milliseconds, value};
+use mayfly_wire::PublishFault;
+use std::fs;
+use std::time::Duration;
+
+#[test]
+fn what_does_not_fit_costs_nothing_else_its_renewal() {
+    let sandbox = Sandbox::with("size=64k");
+    let server = Server::bind(&sandbox.socket());
+    let mut sidecar = sandbox.start(&[]);
+    let mut peer = server.session();
+    let set = |other: &[u8], left: u64| {
+        let mut all = [
+            fields("db", &[("password", b"good"), ("username", b"app")]),
+            value("other", other),
+            value("token", "good"),
+        ];
+        for one in &mut all {
+            one.expires_at = in_milliseconds(left);
+        }
+        all
+    };
+    peer.publish(&set(b"1", 2_500));
+    assert_eq!(sandbox.ask(&["health"]).1, 0);
+    peer.bundle(&set(&[b'x'; 200_000], 3_600_000));
+    let report = server.report("204 No Content");
+    assert_eq!(report.code, PublishFault::NoSpace);
+    let (said, code) = sandbox.ask(&["health"]);
+    assert!(code == 1 && said.contains("publishing failed: "), "{said}");
+    // At the old end only what is not renewed goes. Meanwhile the record says so too.
+    sidecar.says("expired names=\"other\"");
+    peer.ping();
+    assert!(!sandbox.has("other"));
+    assert_eq!(sandbox.read("token"), b"good");
+    assert_eq!(sandbox.read("db/password"), b"good");
+    let (said, _) = sandbox.ask(&["health"]);
+    assert!(said.contains("expired: other"), "{said}");
+    sidecar.kill();
+    drop((peer, server));
+    // Another one knows what was renewed, and what has gone.
+    let server = Server::bind(&sandbox.socket());
+    let sidecar = sandbox.start(&[]);
+    let mut peer = server.session();
+    peer.ping();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(sandbox.read("token"), b"good");
+    let (said, code) = sandbox.ask(&["health"]);
+    assert!(code == 1 && said.contains("expired: other"), "{said}");
+    peer.publish(&set(b"2", 3_600_000));
+    peer.ping();
+    assert_eq!(sandbox.ask(&["health"]), ("ok\n".to_owned(), 0));
+    assert!(!sidecar.log().contains("expired names"));
+}
+
+#[test]
+fn a_name_that_is_taken_costs_nothing_else_its_renewal_either() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let sidecar = sandbox.start(&[]);
+    let mut peer = server.session();
+    let mut short = value("a", "good");
+    short.expires_at = in_milliseconds(1_500);
+    peer.publish(&[short]);
+    fs::write(sandbox.dir().join("b"), "not ours").unwrap();
+    peer.bundle(&[value("a", "good"), value("b", "1")]);
+    sidecar.says("at `b`");
+    std::thread::sleep(Duration::from_millis(2_000));
+    peer.ping();
+    assert_eq!(sandbox.read("a"), b"good");
+    assert!(!sidecar.log().contains("expired"));
+}
+
+#[test]
+fn a_status_that_cannot_be_written_is_none_rather_than_an_old_one() {
+    let sandbox = Sandbox::with("size=64k");
+    let server = Server::bind(&sandbox.socket());
+    let sidecar = sandbox.start(&[]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    peer.ping();
+    assert_eq!(sandbox.ask(&["health"]).1, 0);
+    // No room for a single page more: what takes it all is the application's own.
+    let filler = sandbox.dir().join("filler");
+    let _ = fs::write(&filler, vec![1; 64 * 1024]);
+    drop((peer, server));
+    sidecar.says("session failed");
+    eventually("there is a status that is true, or none", || {
+        let (said, code) = sandbox.ask(&["status"]);
+        // Another file can take its room before it is written again.
+        let _ = fs::write(&filler, vec![1; 64 * 1024]);
+        code == 1 && said.contains("no ..status") || said.contains("without a session")
+    });
+    fs::remove_file(&filler).unwrap();
+    let server = Server::bind(&sandbox.socket());
+    let mut peer = server.session();
+    peer.publish(&[value("a", "2")]);
+    peer.ping();
+    assert_eq!(sandbox.ask(&["health"]).1, 0);
+}
+
+#[test]
+fn swap_that_comes_into_use_later_is_a_fault() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let swaps = sandbox.base().join("swaps");
+    let head = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+    fs::write(&swaps, head).unwrap();
+    let log = fs::File::create(sandbox.base().join("log")).unwrap();
+    let mut sidecar = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c"])
+        .arg("mount --bind \"$1\" /proc/swaps && exec \"$0\" --dir \"$2\" --socket \"$3\"")
+        .arg(env!("CARGO_BIN_EXE_mayfly-sidecar"))
+        .arg(&swaps)
+        .arg(sandbox.dir())
+        .arg(sandbox.socket())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    peer.ping();
+    assert_eq!(sandbox.ask(&["health"]).1, 0);
+    let used =
+        format!("{head}/swapfile                               file\t\t2097148\t\t0\t\t-2\n");
+    fs::write(&swaps, used).unwrap();
+    peer.publish(&[value("a", "1")]);
+    peer.ping();
+    let (said, code) = sandbox.ask(&["health"]);
+    assert!(
+        code == 1 && said.contains("could be written to swap"),
+        "{said}"
+    );
+    fs::write(&swaps, head).unwrap();
+    peer.publish(&[value("a", "1")]);
+    peer.ping();
+    assert_eq!(sandbox.ask(&["health"]).1, 0);
+    sidecar.kill().unwrap();
+    sidecar.wait().unwrap();
+}
