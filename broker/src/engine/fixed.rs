@@ -18,6 +18,7 @@ use mayfly_wire::{ConnectionName, CredentialName, Secret};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use tokio::sync::OwnedMutexGuard;
 use zeroize::Zeroizing;
 
@@ -46,9 +47,12 @@ pub struct Holder {
 /// The `static` users of one engine.
 pub struct FixedUsers {
     entries: Entries,
-    /// Held while the state of a credential is looked at and changed.
-    locks: Mutex<HashMap<CredentialName, Arc<tokio::sync::Mutex<()>>>>,
+    /// Held while the state of a credential is changed.
+    locks: Mutex<HashMap<CredentialName, Arc<tokio::sync::Mutex<Failed>>>>,
 }
+
+/// When taking over failed the last time, and why.
+type Failed = Option<(Instant, String)>;
 
 /// What is stored of one credential.
 #[derive(Serialize, Deserialize)]
@@ -129,11 +133,26 @@ impl FixedUsers {
         }
     }
 
-    /// What holders are given now. The first time, and when the users in the settings are others than
-    /// before, this takes them over: it sets a first password.
+    /// What holders are given now, without asking the target: one that hangs delays no holder.
     ///
     /// # Errors
-    /// The target's, unless there is a password that was good before; the store's and the seal's.
+    /// [`EngineError::Unavailable`]: the users are not taken over yet. That is then due.
+    pub async fn known(
+        &self,
+        credential: &CredentialName,
+        settings: &SqlSettings,
+    ) -> Result<Holder, EngineError> {
+        let (state, _) = self.state(credential, settings).await?;
+        state.holder().ok_or_else(|| {
+            EngineError::Unavailable(format!("{credential}: its users are not taken over yet"))
+        })
+    }
+
+    /// The same; but the first time, and when the users in the settings are others than before, this
+    /// takes them over: it sets a first password.
+    ///
+    /// # Errors
+    /// The target's, when they are taken over; the store's and the seal's.
     pub async fn current(
         &self,
         credential: &CredentialName,
@@ -141,25 +160,27 @@ impl FixedUsers {
         target: &dyn SetPassword,
         now: u64,
     ) -> Result<Holder, EngineError> {
-        let _lock = self.lock(credential).await;
-        let mut state = self.state(credential, settings).await?;
-        let known = state.holder();
-        if known.is_some() && state.pending.is_none() {
-            return known.ok_or_else(|| nothing(credential));
+        match self.known(credential, settings).await {
+            Err(EngineError::Unavailable(_)) => {}
+            known => return known,
         }
-        match (
-            self.settle(credential, settings, &mut state, target, now)
-                .await,
-            known,
-        ) {
-            (Ok(()), _) => state.holder().ok_or_else(|| nothing(credential)),
-            // Of two, that one is good; of one, nobody knows until the target can be asked again.
-            (Err(error), Some(known)) => {
-                tracing::warn!(%credential, %error, "a rotation waits for its target");
-                Ok(known)
-            }
-            (Err(error), None) => Err(error),
+        let came = Instant::now();
+        let mut failed = self.lock(credential).await;
+        let (mut state, _) = self.state(credential, settings).await?;
+        if let Some(holder) = state.holder() {
+            return Ok(holder);
         }
+        // Who waited for others to try does not try in turn.
+        if let Some((_, problem)) = failed.as_ref().filter(|(at, _)| *at >= came) {
+            return Err(EngineError::Unavailable(problem.clone()));
+        }
+        let settled = self.settle(credential, settings, &mut state, target, now);
+        if let Err(error) = settled.await {
+            *failed = Some((Instant::now(), error.to_string()));
+            return Err(error);
+        }
+        *failed = None;
+        state.holder().ok_or_else(|| nothing(credential))
     }
 
     /// Gives holders a new password, or finishes what was begun and not finished.
@@ -174,13 +195,14 @@ impl FixedUsers {
         now: u64,
     ) -> Result<(), EngineError> {
         let _lock = self.lock(credential).await;
-        let mut state = self.state(credential, settings).await?;
+        let (mut state, _) = self.state(credential, settings).await?;
         self.settle(credential, settings, &mut state, target, now)
             .await
     }
 
     /// When the next rotation is due: milliseconds since the Unix epoch. One that was begun is due
-    /// since it was; users that nobody was given yet have none due.
+    /// since it was, and so are users that took the place of others; those that nobody was given yet
+    /// have none due.
     ///
     /// # Errors
     /// The store's and the seal's.
@@ -189,15 +211,15 @@ impl FixedUsers {
         credential: &CredentialName,
         settings: &SqlSettings,
     ) -> Result<Option<u64>, EngineError> {
-        let state = self.state(credential, settings).await?;
-        if state.pending.is_some() {
+        let (state, stored) = self.state(credential, settings).await?;
+        if state.pending.is_some() || (stored && state.holder().is_none()) {
             return Ok(Some(state.rotated_at));
         }
         let every = settings.rotate_every.filter(|_| state.holder().is_some());
         Ok(every.map(|span| state.rotated_at.saturating_add(span.0.saturating_mul(1000))))
     }
 
-    async fn lock(&self, credential: &CredentialName) -> OwnedMutexGuard<()> {
+    async fn lock(&self, credential: &CredentialName) -> OwnedMutexGuard<Failed> {
         let lock = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(locks.entry(credential.clone()).or_default())
@@ -239,13 +261,14 @@ impl FixedUsers {
         self.put(credential, state).await
     }
 
+    /// Its state, and whether there is any in the store, be it of other users.
     async fn state(
         &self,
         credential: &CredentialName,
         settings: &SqlSettings,
-    ) -> Result<State, EngineError> {
+    ) -> Result<(State, bool), EngineError> {
         let Some((_, bytes)) = self.entries.get(credential.as_str()).await? else {
-            return Ok(State::new(settings, 0));
+            return Ok((State::new(settings, 0), false));
         };
         let state: State = serde_json::from_slice(bytes.expose()).map_err(|_| {
             StoreError::Damaged(format!(
@@ -253,9 +276,9 @@ impl FixedUsers {
             ))
         })?;
         if state.is_of(settings) {
-            return Ok(state);
+            return Ok((state, true));
         }
-        Ok(State::new(settings, state.version))
+        Ok((State::new(settings, state.version), true))
     }
 
     async fn put(&self, credential: &CredentialName, state: &State) -> Result<(), EngineError> {

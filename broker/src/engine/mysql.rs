@@ -19,7 +19,7 @@ use super::root::Roots;
 use super::statements::{self, Dialect, Placeholder, Statement, Values, is_plain};
 use super::{Answer, Engine, EngineError, IssueRequest, Issued, other_engine, password};
 use crate::clock::Clock;
-use crate::seal::{RootKeys, random};
+use crate::seal::{RootKeys, hmac, random};
 use crate::store::{Lease, Source, Store};
 use link::Link;
 use mayfly_wire::admin::{CredentialConfig, EngineConfig};
@@ -136,9 +136,7 @@ impl Mysql {
         if settings.fixed.is_empty() {
             return Err(other_engine(lease));
         }
-        let now = self.clock.now_ms();
-        let holder = self.fixed.current(&credential.name, settings, self, now);
-        let holder = holder.await?;
+        let holder = self.fixed.known(&credential.name, settings).await?;
         let version = holder.version;
         let source = Source::Shared { version };
         self.told(
@@ -163,14 +161,24 @@ impl Mysql {
         let mut lent = self.pool.lend(connection).await?;
         let link = lent.connection()?;
         let statements = understand(&settings.create, link.mariadb).map_err(EngineError::Unfit)?;
+        let lock = self.lock_name(name)?;
         let outcome = limited(async {
-            session::lock(link, name).await?;
+            session::lock(link, &lock).await?;
             let verifier = |plugin: Plugin| plugin.verifier(&password, salt);
             let outcome = create(link, &statements, name, seconds, &verifier).await;
-            session::unlock(link, name, outcome).await
+            session::unlock(link, &lock, outcome).await
         });
         let outcome = outcome.await;
         lent.done(outcome)
+    }
+
+    /// What the lock of a user is called. The user's own name would not do: whoever knows it could take
+    /// that lock, and nobody would remove the user.
+    fn lock_name(&self, user: &str) -> Result<String, EngineError> {
+        let key = self.keys.lasting_key("mysql locks")?;
+        let tag = hmac(key.as_slice(), user.as_bytes())?;
+        let digits = tag.iter().take(16).map(|byte| format!("{byte:02x}"));
+        Ok(std::iter::once("mf ".to_owned()).chain(digits).collect())
     }
 
     fn seconds_left(&self, lease: &Lease) -> Result<u64, EngineError> {
@@ -216,10 +224,12 @@ impl Mysql {
         let revoke = understand_revoke(&kept.revoke).map_err(EngineError::Unfit)?;
         let mut lent = self.pool.lend(connection).await?;
         let link = lent.connection()?;
+        let lock = self.lock_name(name)?;
         let outcome = limited(async {
-            session::lock(link, name).await?;
+            session::lock_out(link, name).await?;
+            session::lock(link, &lock).await?;
             let outcome = remove(link, &revoke, name).await;
-            session::unlock(link, name, outcome).await
+            session::unlock(link, &lock, outcome).await
         });
         let outcome = outcome.await;
         lent.done(outcome)?;
@@ -357,7 +367,7 @@ impl SetPassword for Mysql {
             let mut lent = self.pool.lend(connection).await?;
             let own = lent.target().config.username == user;
             let link = lent.connection()?;
-            let lock: String = format!("mf {user}").chars().take(LONGEST_LOCK).collect();
+            let lock = self.lock_name(user)?;
             let verifier = |plugin: Plugin| plugin.verifier(password, salt);
             let outcome = limited(async {
                 session::lock(link, &lock).await?;
@@ -369,9 +379,6 @@ impl SetPassword for Mysql {
         })
     }
 }
-
-/// Most characters of a lock's name.
-const LONGEST_LOCK: usize = 64;
 
 impl Engine for Mysql {
     fn check(&self, credential: &CredentialConfig) -> Result<(), String> {

@@ -110,8 +110,7 @@ impl Redis {
     }
 }
 
-/// All in one command, which the server does as a whole or not at all. Users may never touch users: one
-/// that they made would outlive their lease.
+/// All in one command, which the server does as a whole or not at all.
 async fn set(
     client: &mut resp::Client,
     rules: &[String],
@@ -120,8 +119,8 @@ async fn set(
 ) -> Result<(), Failure> {
     let name = name.as_bytes();
     let mut command: Vec<&[u8]> = vec![b"ACL", b"SETUSER", name, b"reset"];
-    command.extend(rules.iter().map(String::as_bytes));
-    command.extend([&b"-acl"[..], hash.as_bytes(), b"on"]);
+    command.extend(rules::of_holder(rules).map(str::as_bytes));
+    command.extend([hash.as_bytes(), b"on"]);
     let show: &[&[u8]] = &[b"ACL", b"GETUSER", name];
     let answers = client
         .ask_all(&[&command, show, &[b"ACL", b"SAVE"]])
@@ -207,11 +206,23 @@ impl SetPassword for Redis {
             let link = lent.connection()?;
             let outcome = limited(async {
                 connector.settle(connection, user, link).await?;
+                // First of all, for otherwise the old password comes back when the server is started anew,
+                // and nobody but its operator gets in any more.
+                if let resp::Answer::No(cause) = link.client.ask(&[b"ACL", b"SAVE"]).await? {
+                    return Err(Failure::Refused(format!(
+                        "ACL SAVE: {cause}; expected a server with an aclfile that it can write, \
+                         where it keeps the new password: nothing was changed"
+                    )));
+                }
                 let (user, hash) = (user.as_bytes(), hash(password));
                 let set: &[&[u8]] = &[b"ACL", b"SETUSER", user, b"resetpass", hash.as_bytes()];
                 let answers = link.client.ask_all(&[set, &[b"ACL", b"SAVE"]]).await?;
                 match answers.as_slice() {
-                    [resp::Answer::Text(_), saved] => kept(saved),
+                    // If it is not kept now, the broker gets in with either until it is.
+                    [resp::Answer::Text(_), resp::Answer::No(cause)] => {
+                        Err(Failure::Refused(format!("ACL SAVE: {cause}")))
+                    }
+                    [resp::Answer::Text(_), _] => Ok(()),
                     [resp::Answer::No(cause), ..] => {
                         Err(Failure::Refused(format!("ACL SETUSER: {cause}")))
                     }

@@ -118,7 +118,7 @@ async fn ssh_keygen_reads_what_is_issued() {
         settings.principals.push("svc-{compose.service}".into());
         settings.extensions = vec![SshExtension::Pty, SshExtension::AgentForwarding];
         settings.force_command = Some("echo \"a, b\"".into());
-        settings.source_address = vec!["127.0.0.0/8".into(), "::1".into()];
+        settings.source_address = vec!["127.0.0.0/8".into(), "::1/128".into()];
     });
     ssh.check(&credential).unwrap();
     let files = place.publish("user", &issue(&ssh, &credential, start).await.unwrap());
@@ -135,7 +135,7 @@ async fn ssh_keygen_reads_what_is_issued() {
         &format!("Key ID: \"mayfly orders-id {workload} lease-05050505050505050505050505050505\""),
         "Principals: \n                root\n                svc-orders\n",
         "force-command echo \"a, b\"",
-        "source-address 127.0.0.0/8,::1",
+        "source-address 127.0.0.0/8,::1/128",
         "Extensions: \n                permit-agent-forwarding\n                permit-pty\n",
     ] {
         assert!(shown.contains(expected), "{expected}: {shown}");
@@ -307,6 +307,14 @@ async fn what_no_certificate_can_be_is_refused() {
         (
             user(300, |s| s.source_address = vec!["10.0.0.0/33".into()]),
             "/33",
+        ),
+        (
+            user(300, |s| s.source_address = vec!["10.1.2.3/8".into()]),
+            "no bit set beyond",
+        ),
+        (
+            user(300, |s| s.source_address = vec!["2001:db8::1/32".into()]),
+            "no bit set beyond",
         ),
         (
             user(300, |s| s.source_address = vec!["10.0.0.1,::".into()]),

@@ -79,6 +79,7 @@ async fn mysql() {
     what_was_given_up_has_no_effect_afterwards(&server, &place).await;
     what_an_earlier_process_left_has_no_effect_afterwards(&server, &place).await;
     what_waits_for_a_lock_in_the_server_is_ended(&server, &place).await;
+    locks_that_others_take_are_in_nobodys_way(&server, &engine(&place)).await;
     what_the_server_refuses_leaves_nothing(&server, &engine(&place)).await;
     static_users_take_turns(&server, &engine(&place)).await;
     the_brokers_own_password_is_rotated(&server, &place).await;
@@ -229,6 +230,8 @@ async fn the_operators_own_statements_remove_a_user(server: &Server, engine: &My
     let held = made(engine, &credential).await;
     let still = engine.revoke(&held.lease).await.unwrap_err().to_string();
     assert!(still.contains("still there"), "{still}");
+    let locked = ask(server, &held, "SELECT 1");
+    assert!(locked.contains("account is locked"), "{locked}");
     root(
         server,
         &format!("DROP USER '{}'@'%'", held.field("username")),
@@ -337,6 +340,44 @@ async fn what_waits_for_a_lock_in_the_server_is_ended(server: &Server, place: &P
     let _ = holder.wait();
     root(server, "DO SLEEP(0.2)");
     assert!(!users(server).contains("mf_"));
+}
+
+/// Who is logged in may take any lock, and wait for it with as many connections as it likes.
+async fn locks_that_others_take_are_in_nobodys_way(server: &Server, engine: &Mysql) {
+    root(server, "CREATE USER thief@'%' IDENTIFIED BY 'x'");
+    root(server, "CREATE USER app_x@'%' IDENTIFIED BY 'x'");
+    let held = made(engine, &orders()).await;
+    let mut thieves = Vec::new();
+    for name in [held.field("username"), "mf app_x", "mf broker"] {
+        for _ in 0..3 {
+            let script = format!("SELECT GET_LOCK('{name}', 60); SELECT SLEEP(60)");
+            let thief = Command::new("mariadb")
+                .args(["--no-defaults", "-h", "127.0.0.1", "-u", "thief"])
+                .args(["-P", &server.port(0).to_string(), "-e", &script])
+                .env("MYSQL_PWD", "x")
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null())
+                .spawn();
+            thieves.push(thief.unwrap());
+        }
+    }
+    let waiting = "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER = 'thief' \
+        AND INFO LIKE 'SELECT %'";
+    let limit = Instant::now() + Duration::from_secs(20);
+    while root(server, waiting) != "9" {
+        assert!(Instant::now() < limit, "they do not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let began = Instant::now();
+    engine.revoke(&held.lease).await.unwrap();
+    let credential = with(|settings| settings.fixed = vec!["app_x".to_owned()]);
+    let fixed = issue(engine, &credential).await;
+    assert_eq!(ask(server, &fixed, "SELECT 1"), "1");
+    assert!(began.elapsed() < Duration::from_millis(900));
+    for mut thief in thieves {
+        let _ = thief.kill();
+        let _ = thief.wait();
+    }
 }
 
 async fn what_the_server_refuses_leaves_nothing(server: &Server, engine: &Mysql) {

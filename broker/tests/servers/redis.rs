@@ -49,6 +49,8 @@ async fn redis() {
     no_password_reaches_the_server(&server, &engine(&place)).await;
     what_was_given_up_has_no_effect_afterwards(&server, &place).await;
     what_an_earlier_process_left_has_no_effect_afterwards(&server, &place).await;
+    no_holder_administers_the_server(&server, &engine(&place)).await;
+    a_server_that_keeps_no_users_keeps_the_brokers_password().await;
     rules_that_the_server_refuses_leave_nothing(&server, &engine(&place)).await;
     the_brokers_own_password_is_rotated(&server, &place).await;
     over_tls(&server).await;
@@ -182,6 +184,109 @@ async fn what_an_earlier_process_left_has_no_effect_afterwards(server: &Server, 
     });
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!root(server, "ACL USERS").contains(held.field("username")));
+}
+
+async fn no_holder_administers_the_server(server: &Server, engine: &Redis) {
+    let all = [
+        "allkeys",
+        "allchannels",
+        "+@all",
+        "+config|set",
+        "+client|list",
+    ];
+    let held = give(engine, &credential_with(&all)).await;
+    let (name, password) = (held.field("username"), held.field("password"));
+    for command in [
+        "CONFIG SET requirepass mole",
+        "CONFIG GET requirepass",
+        "ACL LIST",
+        "MODULE LIST",
+        "REPLICAOF 127.0.0.1 1",
+        "SLAVEOF 127.0.0.1 1",
+        "FAILOVER ABORT",
+        "SHUTDOWN ABORT",
+        "MONITOR",
+        "CLIENT KILL ID 1",
+    ] {
+        let said = cli(server, name, password, command);
+        assert!(said.contains("NOPERM"), "{command}: {said}");
+    }
+    assert_eq!(cli(server, name, password, "SET orders:1 y"), "OK");
+    assert!(cli(server, name, password, "CLIENT LIST").contains("user="));
+    revoke(engine, &held.lease).await;
+}
+
+/// A server of which the users stand in its configuration. It ends when this is dropped.
+struct Forgetful {
+    conf: std::path::PathBuf,
+    process: Child,
+    port: u16,
+}
+
+impl Forgetful {
+    fn start(dir: &crate::support::Dir) -> Self {
+        let (listener, port) = silent();
+        drop(listener);
+        let conf = dir.0.join("redis.conf");
+        let text = format!(
+            "port {port}\nbind 127.0.0.1\nsave \"\"\ndir {}\nuser broker on >{} ~* &* +@all\n",
+            dir.0.display(),
+            Server::PASSWORD
+        );
+        std::fs::write(&conf, text).unwrap();
+        let process = Self::run(&conf, port);
+        Self {
+            conf,
+            process,
+            port,
+        }
+    }
+
+    fn run(conf: &std::path::Path, port: u16) -> Child {
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "redis-server"])
+            .arg(conf)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let limit = Instant::now() + Duration::from_secs(30);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < limit, "it does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        process
+    }
+
+    fn restart(&mut self) {
+        self.end();
+        self.process = Self::run(&self.conf, self.port);
+    }
+
+    fn end(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Drop for Forgetful {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+async fn a_server_that_keeps_no_users_keeps_the_brokers_password() {
+    let dir = crate::support::Dir::new();
+    let mut server = Forgetful::start(&dir);
+    let place = Place::new(connection(EngineKind::Redis, server.port)).await;
+    let engine = engine(&place);
+    revoke(&engine, &give(&engine, &orders()).await.lease).await;
+    let refused = engine.rotate_root(&"shop".parse().unwrap(), 0).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("aclfile"), "{refused}");
+    revoke(&engine, &give(&engine, &orders()).await.lease).await;
+    server.restart();
+    let again = self::engine(&place);
+    revoke(&again, &give(&again, &orders()).await.lease).await;
 }
 
 async fn rules_that_the_server_refuses_leave_nothing(server: &Server, engine: &Redis) {

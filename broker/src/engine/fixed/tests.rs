@@ -4,6 +4,7 @@ use crate::testing::TempDir;
 use crate::unseal::KeyFile;
 use mayfly_wire::engine::Span;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// What a target holds, and whether it answers.
 #[derive(Default)]
@@ -20,7 +21,11 @@ enum Behaviour {
     Refuses,
     /// Does it, and its answer is lost.
     LosesAnswers,
+    /// Takes half a second to say that it does not.
+    Hangs,
 }
+
+const HANGS: Duration = Duration::from_millis(500);
 
 impl Target {
     fn be(&self, behaviour: Behaviour) {
@@ -42,6 +47,10 @@ impl SetPassword for Target {
     ) -> Answer<'a, ()> {
         Box::pin(async move {
             let behaviour = *self.behaviour.lock().unwrap();
+            if behaviour == Behaviour::Hangs {
+                tokio::time::sleep(HANGS).await;
+                return Err(EngineError::Unavailable("no answer".to_owned()));
+            }
             if behaviour != Behaviour::Refuses {
                 let mut passwords = self.passwords.lock().unwrap();
                 passwords.insert(user.to_owned(), password.expose().to_vec());
@@ -195,4 +204,48 @@ async fn other_users_in_the_settings_are_taken_over() {
     let entry = place.store.meta("static/test/reports".to_owned());
     let entry = entry.await.unwrap().unwrap();
     assert!(!entry.windows(6).any(|window| window == b"audits"));
+}
+
+#[tokio::test]
+async fn a_target_that_hangs_delays_nobody_who_is_a_holder() {
+    let mut place = Place::new(&["reports"]);
+    place.target.be(Behaviour::Hangs);
+    // Who waits for the first one to take them over fails with it.
+    let (users, began) = (place.users(), Instant::now());
+    let name = name();
+    let current = || users.current(&name, &place.settings, &place.target, 1);
+    let (a, b, c) = tokio::join!(current(), current(), current());
+    assert!([a, b, c].iter().all(Result::is_err));
+    assert!(began.elapsed() < HANGS * 2);
+    assert!(users.known(&name, &place.settings).await.is_err());
+    place.target.be(Behaviour::Works);
+    let first = current().await.unwrap();
+
+    // A rotation is under way, and then waits to be tried again.
+    place.target.be(Behaviour::Hangs);
+    let began = Instant::now();
+    let (rotated, ()) = tokio::join!(
+        users.rotate(&name, &place.settings, &place.target, 2),
+        async {
+            tokio::time::sleep(HANGS / 10).await;
+            assert_eq!(current().await.unwrap().version, first.version);
+            assert!(began.elapsed() < HANGS);
+        }
+    );
+    rotated.unwrap_err();
+    let began = Instant::now();
+    let known = users.known(&name, &place.settings).await.unwrap();
+    assert_eq!(known.password.expose(), first.password.expose());
+    assert_eq!(current().await.unwrap().version, first.version);
+    assert!(began.elapsed() < HANGS);
+
+    // Others in the settings: they are due, not asked for.
+    place.settings = settings(&["audits"]);
+    let users = place.users();
+    assert!(users.known(&name, &place.settings).await.is_err());
+    assert!(place.due().await.is_some());
+    place.target.be(Behaviour::Works);
+    place.rotate(3).await.unwrap();
+    let audits = users.known(&name, &place.settings).await.unwrap();
+    assert!(audits.user == "audits" && place.target.lets_in(&audits));
 }

@@ -16,8 +16,11 @@ use zeroize::Zeroizing;
 const PORT: u16 = 3306;
 /// ER_ACCESS_DENIED_ERROR.
 const ACCESS_DENIED: u64 = 1045;
-/// Most rows of one answer.
-const MAX_ROWS: usize = 64 * 1024;
+/// Most bytes of one answer, with what keeping a row and a field takes. Of ours the largest is the list
+/// of a user's connections.
+const MAX_ANSWER: usize = 8 * 1024 * 1024;
+/// What a row, a field and a column take beside their bytes.
+const EACH: usize = 32;
 /// utf8mb4_general_ci.
 const CHARSET: u8 = 45;
 const QUERY: u8 = 3;
@@ -166,17 +169,20 @@ async fn ask(stream: &mut Stream, sql: &str) -> io::Result<Result<Vec<Vec<Option
     let text = Zeroizing::new([&[QUERY], sql.as_bytes()].concat());
     packet::write(stream, &mut number, &text).await?;
     let mut rows = Vec::new();
+    let mut room = MAX_ANSWER;
     loop {
         let first = packet::read(stream, &mut number).await?;
+        spend(&mut room, first.len())?;
         let more = match part(&first)? {
             Err(said) => return Ok(Err(said)),
             Ok(Part::Done { more }) => more,
             Ok(Part::Columns(columns)) => {
                 // What they are called, and the end of that.
                 for _ in 0..=columns {
-                    packet::read(stream, &mut number).await?;
+                    let column = packet::read(stream, &mut number).await?;
+                    spend(&mut room, column.len())?;
                 }
-                match rows_of(stream, &mut number, columns, &mut rows).await? {
+                match rows_of(stream, &mut number, columns, &mut rows, &mut room).await? {
                     Err(said) => return Ok(Err(said)),
                     Ok(more) => more,
                 }
@@ -188,12 +194,20 @@ async fn ask(stream: &mut Stream, sql: &str) -> io::Result<Result<Vec<Vec<Option
     }
 }
 
+/// Takes what an answer holds from the room that is left for it.
+fn spend(room: &mut usize, bytes: usize) -> io::Result<()> {
+    let left = room.checked_sub(bytes.saturating_add(EACH));
+    *room = left.ok_or_else(|| wrong("an answer beyond all limits"))?;
+    Ok(())
+}
+
 /// Reads rows up to their end. Says whether another result follows.
 async fn rows_of(
     stream: &mut Stream,
     number: &mut u8,
     columns: usize,
     rows: &mut Vec<Vec<Option<String>>>,
+    room: &mut usize,
 ) -> io::Result<Result<bool, Said>> {
     loop {
         let bytes = packet::read(stream, number).await?;
@@ -204,8 +218,7 @@ async fn rows_of(
                 return Ok(Ok(rest.number(2)? & MORE != 0));
             }
             Some(&ERROR) => return Ok(Err(said(&bytes)?)),
-            _ if rows.len() == MAX_ROWS => return Err(wrong("an answer beyond all limits")),
-            _ => {}
+            _ => spend(room, bytes.len() + columns * EACH)?,
         }
         let mut fields = Reader(&bytes);
         let row = (0..columns).map(|_| fields.field());
@@ -323,4 +336,44 @@ async fn prove(
         }
     }
     Err(wrong("ever more questions").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt as _;
+
+    /// Answers a statement with one column and rows without an end.
+    async fn endless(row: Vec<u8>) -> io::Error {
+        let (ours, mut theirs) = tokio::io::duplex(1024 * 1024);
+        let mut ours: Stream = Box::new(ours);
+        let packet = |number: u8, bytes: &[u8]| {
+            let [a, b, c, ..] = bytes.len().to_le_bytes();
+            [&[a, b, c, number], bytes].concat()
+        };
+        let head = [
+            packet(1, &[1]),
+            packet(2, b"column"),
+            packet(3, &[END, 0, 0, 0, 0]),
+        ];
+        tokio::spawn(async move {
+            let mut sent = theirs.write_all(&head.concat()).await;
+            let mut number = 4_u8;
+            while sent.is_ok() {
+                sent = theirs.write_all(&packet(number, &row)).await;
+                number = number.wrapping_add(1);
+            }
+        });
+        let asked = ask(&mut ours, "SELECT 1").await;
+        asked.map(|_| ()).unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_one_limit_for_all_of_it() {
+        let long = [&[0xFD, 0, 0, 8][..], &vec![b'x'; 512 * 1024]].concat();
+        for row in [long, vec![0]] {
+            let refused = endless(row).await.to_string();
+            assert!(refused.contains("beyond all limits"), "{refused}");
+        }
+    }
 }

@@ -17,6 +17,8 @@ const ENDING: Duration = Duration::from_millis(2);
 /// What somebody else has begun with that user and given up is over then, and nothing of it can come
 /// later: nothing is sent before the lock is held, and the server takes the lock of a connection back
 /// only when all that was sent on it is done or dropped.
+///
+/// Anybody who is logged in may take any lock, so `name` must be one that nobody can guess.
 pub(super) async fn lock(link: &mut Link, name: &str) -> Result<(), Failure> {
     if try_lock(link, name, PATIENCE.0).await? {
         return Ok(());
@@ -75,6 +77,22 @@ pub(super) async fn hosts(link: &mut Link, name: &str) -> Result<Vec<(String, St
     Err(Failure::Refused(format!(
         "the user {name} is of a host with quotes in its name"
     )))
+}
+
+/// Nobody logs in as a user any more, wherever from, and its connections are ended. It comes before all
+/// that others can hold up.
+pub(super) async fn lock_out(link: &mut Link, name: &str) -> Result<(), Failure> {
+    for (host, _) in hosts(link, name).await? {
+        let locked = format!("ALTER USER IF EXISTS '{name}'@'{host}' ACCOUNT LOCK");
+        match link.run(&locked).await {
+            // MariaDB before 10.4 cannot; then the user has until it is dropped.
+            Err(Failure::Refused(cause)) => {
+                tracing::debug!(user = name, %cause, "a user is not locked out before it is dropped");
+            }
+            outcome => outcome?,
+        }
+    }
+    end_connections(link, name).await
 }
 
 /// Removes a user, wherever it may come from.

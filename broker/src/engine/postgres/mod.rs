@@ -161,9 +161,7 @@ impl Postgres {
             }
             Source::Shared { .. } if !settings.fixed.is_empty() => {
                 let target = self.connections.target(&settings.connection)?;
-                let now = self.clock.now_ms();
-                let holder = self.fixed.current(&credential.name, settings, self, now);
-                let holder = holder.await?;
+                let holder = self.fixed.known(&credential.name, settings).await?;
                 (fields, layout) = account::fields(&target.config, &holder.user, &holder.password)?;
                 source = Source::Shared {
                     version: holder.version,

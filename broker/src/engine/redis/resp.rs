@@ -12,10 +12,11 @@ use zeroize::Zeroizing;
 
 /// Longest line of an answer, in bytes.
 const MAX_LINE: usize = 4096;
-/// Longest text of an answer: a list of very many clients.
-const MAX_TEXT: usize = 64 * 1024 * 1024;
-/// Most items of one list.
-const MAX_ITEMS: usize = 64 * 1024;
+/// Most bytes of all answers to what is asked in one breath, with what keeping an item takes: a list of
+/// very many clients.
+const MAX_ANSWERS: usize = 16 * 1024 * 1024;
+/// What an item takes beside its bytes.
+const EACH: usize = 64;
 /// How deep lists may stand in each other.
 const MAX_DEPTH: usize = 8;
 
@@ -71,8 +72,9 @@ impl Client {
             stream.write_all(&encode(commands)).await?;
             stream.flush().await?;
             let mut answers = Vec::with_capacity(commands.len());
+            let mut room = MAX_ANSWERS;
             for _ in commands {
-                answers.push(read(stream, MAX_DEPTH).await?);
+                answers.push(read(stream, MAX_DEPTH, &mut room).await?);
             }
             Ok(answers)
         };
@@ -104,9 +106,12 @@ fn wrong(what: &str) -> io::Error {
 
 type Reading<'a> = Pin<Box<dyn Future<Output = io::Result<Answer>> + Send + 'a>>;
 
-fn read(stream: &mut BufReader<Stream>, depth: usize) -> Reading<'_> {
+/// Reads an answer for which there is so much `room` left.
+fn read<'a>(stream: &'a mut BufReader<Stream>, depth: usize, room: &'a mut usize) -> Reading<'a> {
     Box::pin(async move {
         let line = line(stream).await?;
+        let left = room.checked_sub(line.len() + EACH);
+        *room = left.ok_or_else(|| wrong("an answer beyond all limits"))?;
         let mut letters = line.chars();
         let kind = letters.next();
         let rest = letters.as_str();
@@ -114,17 +119,20 @@ fn read(stream: &mut BufReader<Stream>, depth: usize) -> Reading<'_> {
             Some('+') => Ok(Answer::Text(rest.to_owned())),
             Some('-') => Ok(Answer::No(rest.to_owned())),
             Some(':') => Ok(Answer::Number(number(rest)?)),
-            Some('$') => match length(rest, MAX_TEXT)? {
+            Some('$') => match length(rest, *room)? {
                 None => Ok(Answer::Nothing),
-                Some(length) => text(stream, length).await.map(Answer::Text),
+                Some(length) => {
+                    *room -= length;
+                    text(stream, length).await.map(Answer::Text)
+                }
             },
-            Some('*') => match length(rest, MAX_ITEMS)? {
+            Some('*') => match length(rest, *room / EACH)? {
                 None => Ok(Answer::Nothing),
                 Some(_) if depth == 0 => Err(wrong("lists that stand too deep in each other")),
                 Some(count) => {
                     let mut items = Vec::new();
                     for _ in 0..count {
-                        items.push(read(stream, depth - 1).await?);
+                        items.push(read(stream, depth - 1, room).await?);
                     }
                     Ok(Answer::List(items))
                 }
@@ -180,7 +188,7 @@ mod tests {
     use super::*;
 
     async fn answer(bytes: &[u8]) -> Result<Answer, String> {
-        let (ours, mut theirs) = tokio::io::duplex(64);
+        let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
         let mut client = Client::new(Box::new(ours));
         let bytes = bytes.to_vec();
         tokio::spawn(async move {
@@ -232,6 +240,30 @@ mod tests {
         ] {
             let found = answer(bytes).await.unwrap_err();
             assert!(found.contains(expected), "{found:?}, not {expected:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn all_of_an_answer_has_one_limit() {
+        let text = [
+            b"$1000000\r\n".to_vec(),
+            vec![b'x'; 1_000_000],
+            b"\r\n".to_vec(),
+        ]
+        .concat();
+        let few = [b"*10\r\n".to_vec(), text.repeat(10)].concat();
+        assert!(answer(&few).await.is_ok());
+        let texts = [b"*20\r\n".to_vec(), text.repeat(20)].concat();
+        let items = [
+            &b"*20\r\n"[..],
+            &[&b"*20000\r\n"[..], &b":1\r\n".repeat(20_000)]
+                .concat()
+                .repeat(20),
+        ]
+        .concat();
+        for bytes in [texts, items] {
+            let found = answer(&bytes).await.unwrap_err();
+            assert!(found.contains("limits"), "{found}");
         }
     }
 

@@ -15,6 +15,31 @@ const WORDS: [&str; 7] = [
     "clearselectors",
 ];
 
+/// Rules about commands that end each holder's. Administration is the broker's: a user that a holder
+/// made, a password that it set or read (`CONFIG`), a module that it loaded, a server that it had follow
+/// another would outlive its lease.
+const NEVER: [&str; 2] = ["-@admin", "-acl"];
+/// Of administration, what only shows something that is no secret: holders get it whose rules name it.
+const SHOWN: [&str; 6] = [
+    "+client|list",
+    "+lastsave",
+    "+latency|latest",
+    "+role",
+    "+slowlog|get",
+    "+slowlog|len",
+];
+
+/// A holder's rules: those of the operator, and what they cannot give.
+pub(super) fn of_holder(rules: &[String]) -> impl Iterator<Item = &str> {
+    let rules = rules.iter().map(String::as_str);
+    let shown = rules.clone().filter(|rule| is_shown(rule));
+    rules.chain(NEVER).chain(shown)
+}
+
+fn is_shown(rule: &str) -> bool {
+    SHOWN.iter().any(|shown| shown.eq_ignore_ascii_case(rule))
+}
+
 /// Whether each rule says what a user may do, and nothing about its password or about itself.
 ///
 /// # Errors
@@ -98,6 +123,24 @@ mod tests {
         assert!(check(&[]).is_err());
         assert!(check(&vec!["+get".to_owned(); 129]).is_err());
         assert!(check(&[format!("~{}", "a".repeat(512))]).is_err());
+    }
+
+    #[test]
+    fn administration_is_taken_away_whatever_the_rules_say() {
+        let rules = ["+@all", "+Client|List", "-get", "+config|get"].map(str::to_owned);
+        let all: Vec<&str> = of_holder(&rules).collect();
+        assert_eq!(
+            all,
+            [
+                "+@all",
+                "+Client|List",
+                "-get",
+                "+config|get",
+                "-@admin",
+                "-acl",
+                "+Client|List"
+            ]
+        );
     }
 
     #[test]

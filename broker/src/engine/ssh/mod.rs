@@ -234,7 +234,8 @@ impl<'a> Wanted<'a> {
             .find(|text| !is_network(text));
         if let Some(found) = network {
             return Err(format!(
-                "source_address: expected an address or ADDRESS/LENGTH, found {found:?}"
+                "source_address: expected an address, or ADDRESS/LENGTH with no bit set beyond LENGTH \
+                 (10.0.0.0/8), found {found:?}"
             ));
         }
         let principals = settings.principals.iter();
@@ -266,7 +267,7 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// An address, or one with the length of a prefix.
+/// An address, or one with the length of a prefix and no bit set beyond it, as sshd wants it.
 fn is_network(text: &str) -> bool {
     let (address, length) = match text.split_once('/') {
         Some((address, length)) => (address, Some(length)),
@@ -276,9 +277,16 @@ fn is_network(text: &str) -> bool {
         return false;
     };
     let most = if address.is_ipv4() { 32 } else { 128 };
+    let bits = match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()) << 96,
+        IpAddr::V6(address) => address.to_bits(),
+    };
     length.is_none_or(|length| {
         let digits = length.bytes().all(|byte| byte.is_ascii_digit());
-        digits && length.parse::<u8>().is_ok_and(|length| length <= most)
+        let length = length.parse::<u8>().ok();
+        let length = length.filter(|length| digits && *length <= most);
+        // All 128 may be gone.
+        length.is_some_and(|length| bits.checked_shl(length.into()).unwrap_or(0) == 0)
     })
 }
 
