@@ -23,7 +23,8 @@ setup:
 
 # The examples are what suites run in containers and only kernel/ may say.
 build:
-	cargo build --release --workspace --bins --example keyring_attack --example with_pid --locked
+	cargo build --release --workspace --bins --example isolation_attack \
+		--example keyring_attack --example with_pid --locked
 	cargo build --profile small -p mayfly-sidecar -p mayfly-shim --locked
 
 images: build

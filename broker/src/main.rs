@@ -79,6 +79,9 @@ fn serve(config: Config, options: Options) -> anyhow::Result<()> {
     mayfly_kernel::memory::forbid_core_dumps().context("core dumps cannot be forbidden")?;
     mayfly_kernel::memory::forbid_reading_by_others()
         .context("others cannot be kept from reading this process's memory")?;
+    // Root keys stand in locked memory anyhow; this is for all the rest.
+    let memory_locked = mayfly_kernel::memory::lock_all().is_ok();
+    tracing::info!(memory_locked, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

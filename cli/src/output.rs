@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use comfy_table::{ContentArrangement, Table, presets};
+use nix::errno::Errno;
 use serde::Serialize;
 use std::io::{self, Write};
 
@@ -46,17 +47,28 @@ impl Out {
         self.bytes(&[text.as_bytes(), b"\n"])
     }
 
-    /// Prints bytes as they are.
+    /// Prints bytes as they are, which may be a secret.
     pub fn bytes(self, parts: &[&[u8]]) -> Result<(), Failure> {
-        let mut stdout = io::stdout().lock();
-        let written = parts.iter().try_for_each(|part| stdout.write_all(part));
-        written
-            .and_then(|()| stdout.flush())
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::BrokenPipe => Failure::OutputClosed,
-                _ => Failure::Failed(format!("cannot write to standard output: {error}")),
-            })
+        let written = parts.iter().try_for_each(|part| write_all(part));
+        written.map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure::OutputClosed,
+            _ => Failure::Failed(format!("cannot write to standard output: {error}")),
+        })
     }
+}
+
+/// Writes to standard output past the buffer that std keeps for it: what stands there is still there
+/// when the process has ended, and the kernel does not wipe the memory that it takes back.
+fn write_all(mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match nix::unistd::write(io::stdout(), bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Says something beside the output, on standard error. There is nobody to tell if that fails.

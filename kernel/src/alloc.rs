@@ -3,6 +3,9 @@
 //! `zeroize` cleans the buffers that we own; it cannot reach the copies that a growing `Vec`, a
 //! JSON parser or an HTTP buffer leaves behind. Zeroing in the allocator reaches all of them.
 //!
+//! It also keeps locked memory from being the end of a program: what the limit refuses is asked for
+//! again after everything was unlocked ([`lock_what_fits`](crate::memory::lock_what_fits)).
+//!
 //! ```
 //! #[global_allocator]
 //! static HEAP: mayfly_kernel::alloc::Zeroing = mayfly_kernel::alloc::Zeroing::new();
@@ -12,6 +15,8 @@
 #![expect(unsafe_code, reason = "GlobalAlloc is an unsafe trait")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+
+use crate::memory::unlock;
 
 /// A global allocator that zeroes each block when it is freed or moved.
 ///
@@ -38,12 +43,24 @@ impl Default for Zeroing {
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Zeroing<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps the contract of `alloc`, which is that of `A::alloc`.
-        unsafe { self.0.alloc(layout) }
+        unsafe {
+            let block = self.0.alloc(layout);
+            if block.is_null() && unlock() {
+                return self.0.alloc(layout);
+            }
+            block
+        }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as for `alloc`.
-        unsafe { self.0.alloc_zeroed(layout) }
+        unsafe {
+            let block = self.0.alloc_zeroed(layout);
+            if block.is_null() && unlock() {
+                return self.0.alloc_zeroed(layout);
+            }
+            block
+        }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {

@@ -24,3 +24,8 @@ pub mod socket;
 
 #[cfg(test)]
 mod test_child;
+
+/// What the programs have, so that the tests of [`memory`] run on it.
+#[cfg(test)]
+#[global_allocator]
+static HEAP: alloc::Zeroing = alloc::Zeroing::new();

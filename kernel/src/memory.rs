@@ -9,18 +9,28 @@ use std::ptr::{NonNull, null_mut};
 
 use nix::errno::Errno;
 use nix::sys::prctl::set_dumpable;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// No core dumps of this process and all that it starts: RLIMIT_CORE is 0, soft and hard.
+mod lock;
+
+pub(crate) use lock::unlock;
+pub use lock::{lock_all, lock_what_fits};
+
+/// No core dumps of this process and all that it starts: RLIMIT_CORE is 1 byte, soft and hard.
 ///
-/// With a pipe in `/proc/sys/kernel/core_pattern` the kernel ignores the limit for this process
-/// unless it is exactly 0 (core(5)), and 0 it is.
+/// Not 0: where `/proc/sys/kernel/core_pattern` pipes to a program, as systemd-coredump and apport
+/// have it, the kernel takes no notice of the limit and hands over the whole dump, for the program to
+/// throw away. Only a limit of exactly 1 keeps it from being made (`do_coredump` in the kernel's
+/// fs/coredump.c, where it marks the program's own crash). For files both are below the least that is
+/// written.
 ///
 /// # Errors
 ///
-/// None that Linux documents for lowering a limit; see setrlimit(2).
+/// EPERM never: where the hard limit is 0 already, it stays 0.
 pub fn forbid_core_dumps() -> io::Result<()> {
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE)?;
+    let most = hard.min(1);
+    setrlimit(Resource::RLIMIT_CORE, most, most)?;
     Ok(())
 }
 
@@ -33,28 +43,6 @@ pub fn forbid_core_dumps() -> io::Result<()> {
 /// None that Linux documents; see PR_SET_DUMPABLE(2const).
 pub fn forbid_reading_by_others() -> io::Result<()> {
     set_dumpable(false)?;
-    Ok(())
-}
-
-/// Keeps all memory of this process out of swap, now and later; pages are locked as they are used.
-///
-/// # Errors
-///
-/// EPERM if the limit on locked memory (RLIMIT_MEMLOCK) is finite and CAP_IPC_LOCK is missing:
-/// the kernel would then fail a later allocation, which is worse than memory that can be swapped.
-pub fn lock_all() -> io::Result<()> {
-    let (limit, _) = nix::sys::resource::getrlimit(Resource::RLIMIT_MEMLOCK)?;
-    let free = limit == libc::RLIM_INFINITY
-        || crate::caps::Caps::read()?
-            .effective
-            .has(crate::caps::IPC_LOCK);
-    if !free {
-        return Err(io::Error::from_raw_os_error(libc::EPERM));
-    }
-    // SAFETY: changes no content and no address. nix has it only with its whole `mman` feature.
-    Errno::result(unsafe {
-        libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT)
-    })?;
     Ok(())
 }
 
@@ -257,10 +245,15 @@ mod tests {
         let held = in_child(|| {
             forbid_core_dumps().unwrap();
             forbid_reading_by_others().unwrap();
-            lock_all().unwrap();
-            nix::sys::resource::getrlimit(Resource::RLIMIT_CORE).unwrap() == (0, 0)
+            getrlimit(Resource::RLIMIT_CORE).unwrap() == (1, 1)
                 && !nix::sys::prctl::get_dumpable().unwrap()
         });
         assert!(held);
+        let stays = in_child(|| {
+            setrlimit(Resource::RLIMIT_CORE, 0, 0).unwrap();
+            forbid_core_dumps().unwrap();
+            getrlimit(Resource::RLIMIT_CORE).unwrap() == (0, 0)
+        });
+        assert!(stays);
     }
 }

@@ -124,6 +124,8 @@ fn configure(path: &Path) -> anyhow::Result<(File, RemoteBroker)> {
 fn harden() -> anyhow::Result<()> {
     mayfly_kernel::memory::forbid_core_dumps().context("forbidding core dumps")?;
     mayfly_kernel::memory::forbid_reading_by_others().context("PR_SET_DUMPABLE")?;
+    let memory_locked = mayfly_kernel::memory::lock_all().is_ok();
+    tracing::info!(memory_locked, "starting");
     Ok(())
 }
 

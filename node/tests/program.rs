@@ -100,7 +100,7 @@ async fn it_serves_reports_and_stops() {
     let cores = limits
         .lines()
         .find(|line| line.starts_with("Max core file size"));
-    assert_eq!(cores.unwrap().split_whitespace().nth(4), Some("0"));
+    assert_eq!(cores.unwrap().split_whitespace().nth(4), Some("1"));
 
     kill(Pid::from_raw(node.0.id() as i32), Signal::SIGTERM).unwrap();
     let status = until("its end", || node.0.try_wait().unwrap()).await;

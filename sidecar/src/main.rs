@@ -69,7 +69,7 @@ fn start(options: &Options) -> Ending {
         ));
     }
     // Where the limit does not allow it, no secret stays in memory long enough to be swapped out.
-    let locked = memory::lock_all().is_ok();
+    let locked = memory::lock_what_fits().is_ok();
     let config = match configuration(options) {
         Ok(config) => config,
         Err(ending) => return ending,

@@ -10,8 +10,10 @@ mod e2e {
     mod engines;
     mod guard;
     mod images;
+    mod isolation;
     mod leases;
     mod memory;
+    mod residue;
     mod resilience;
     mod rules;
     mod services;

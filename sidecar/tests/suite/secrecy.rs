@@ -173,7 +173,7 @@ fn the_process_is_closed_to_others() {
         .lines()
         .find(|line| line.starts_with("Max core"))
         .unwrap();
-    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    assert_eq!(core.split_whitespace().nth(4), Some("1"), "{core}");
     let status = fs::read_to_string(format!("/proc/{}/status", sidecar.pid())).unwrap();
     let threads = status
         .lines()

@@ -10,8 +10,8 @@ use super::fleet::Fleet;
 use super::linked::Linked;
 use super::place::CREDENTIAL;
 use super::report::Better;
-use super::size::resident;
 use super::{Options, Report};
+use crate::harness::resident;
 
 const MANY: u64 = 100_000;
 const FEW: u64 = 100;

@@ -11,6 +11,7 @@
 //! | `attest` | `attest` |
 //! | `sessions` | `sessions`, `sessions.cpu.*` |
 //! | `size` | `rss.*`, `binary.*` |
+//! | `idle` | `idle.*`, `rss.*_after_rotations` |
 //! | `many` | `issue_100`, `issue_100k`, `restart_100k`, `rss.broker_100k_leases` |
 //! | `beats` | `heartbeat.*` |
 //! | `revoke` | `revoke_10k` |
@@ -21,6 +22,7 @@
 mod attest;
 mod beats;
 mod fleet;
+mod idle;
 pub mod inside;
 mod life;
 mod linked;
@@ -66,7 +68,7 @@ impl Options {
 type Measure = fn(&Options, &mut Report) -> Result<()>;
 
 /// What measures what. Those that need quiet come first.
-const MEASURES: [(&[&str], Measure); 13] = [
+const MEASURES: [(&[&str], Measure); 14] = [
     (
         &["sidecar_start_to_file", "death_to_lease_end"],
         life::measure,
@@ -86,6 +88,14 @@ const MEASURES: [(&[&str], Measure); 13] = [
         size::measure_memory,
     ),
     (&["binary"], size::measure_files),
+    (
+        &[
+            "idle",
+            "rss.sidecar_after_rotations",
+            "rss.shim_after_rotations",
+        ],
+        idle::measure,
+    ),
     (&["heartbeat"], beats::measure),
     (&["revoke_10k"], revoke::measure),
     (

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 /// The bounds of docs/design.md section 11, in the figure's unit.
-const BUDGETS: [(&str, f64); 14] = [
+const BUDGETS: [(&str, f64); 17] = [
     ("sidecar_start_to_file", 10.0),
     ("death_to_lease_end", 10.0),
     ("death_to_role_gone", 50.0),
@@ -20,6 +20,9 @@ const BUDGETS: [(&str, f64); 14] = [
     // The same of two processors, whatever else runs on them: 2 s / 3,000.
     ("sessions.cpu", 666.0),
     ("rss.sidecar", 3.0 * 1024.0),
+    ("rss.sidecar_after_rotations", 3.0 * 1024.0),
+    ("idle.sidecar", 1000.0),
+    ("idle.shim", 1000.0),
     ("rss.broker_100k_leases", 250.0 * 1024.0),
     ("rss.broker_100k_leases.restarted", 250.0 * 1024.0),
     ("restart_100k", 5.0),

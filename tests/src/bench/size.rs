@@ -8,7 +8,7 @@ use super::linked::Linked;
 use super::place::{file_in, options_with, spin};
 use super::report::Better;
 use super::{Options, Report};
-use crate::harness::{Bare, Realm, binary};
+use crate::harness::{Bare, Realm, binary, resident};
 
 const PROGRAMS: [&str; 5] = [
     "mayfly",
@@ -58,17 +58,8 @@ pub fn measure_memory(options: &Options, report: &mut Report) -> Result<()> {
     report.add("rss.shim", shim, "KiB", Better::Less)
 }
 
-/// Resident memory in KiB (proc_pid_status(5)).
-pub fn resident(pid: i32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let size = line.and_then(|line| line.trim().strip_suffix("kB"));
-    let size = size.with_context(|| format!("pid {pid} has no memory"))?;
-    Ok(size.trim().parse()?)
-}
-
 /// The child of a process that runs a program.
-fn child(pid: i32, name: &str) -> Result<i32> {
+pub fn child(pid: i32, name: &str) -> Result<i32> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
     for child in children.split_ascii_whitespace() {
         let program = std::fs::read_link(format!("/proc/{child}/exe"))?;

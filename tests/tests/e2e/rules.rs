@@ -135,6 +135,25 @@ fn only_the_kernel_crate_may_be_unsafe() -> Result<()> {
     Ok(())
 }
 
+/// What passes through a program must not stay in its heap: docs/memory.md.
+#[test]
+fn every_program_that_touches_secrets_zeroes_its_heap() -> Result<()> {
+    for program in ["broker", "node", "sidecar", "shim", "cli"] {
+        let main = root()?.join(program).join("src/main.rs");
+        let text = std::fs::read_to_string(&main)?;
+        let has = text
+            .split("#[global_allocator]\n")
+            .nth(1)
+            .and_then(|rest| rest.lines().next());
+        assert!(
+            has.is_some_and(|line| line.ends_with("Zeroing::new();")),
+            "{}: {has:?}",
+            main.display()
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn no_file_is_too_long_to_read() -> Result<()> {
     for path in sources()? {

@@ -23,6 +23,7 @@ use anyhow::{Context, Result, ensure};
 use mayfly_tests::harness::Docker;
 use mayfly_wire::Facility;
 
+pub use links::SECRETS;
 use world::World;
 
 /// One attack, which gives an error if it succeeds or is not on record.

@@ -1,4 +1,4 @@
-//! What stands when things break: secrets in no memory, edits that show, kills at any moment, garbage.
+//! What stands when things break: edits that show, kills at any moment, garbage.
 
 pub mod app;
 mod audit;
@@ -7,8 +7,7 @@ pub mod crashes;
 mod dev;
 mod disk;
 mod garbage;
-mod memory;
-mod node;
+pub mod node;
 mod pace;
 mod store;
 mod tokens;

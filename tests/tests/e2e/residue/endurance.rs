@@ -1,0 +1,85 @@
+//! A day's worth of rotations: 20 credentials, each every 15 minutes, are 1,920 generations. And what a
+//! minute costs in which nothing happens.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use mayfly_tests::harness::{
+    Broker, BrokerOptions, Realm, idle_cost, open_files, resident, rotate,
+};
+
+use super::super::resilience::app::{self, App, SOON};
+
+const CREDENTIALS: usize = 20;
+const GENERATIONS: usize = CREDENTIALS * 24 * 4;
+/// The shortest time in which the cost of a minute shows: the node asks every 20 seconds.
+const IDLE: Duration = Duration::from_secs(20);
+/// Budgets, in KiB: docs/design.md section 11.
+const SIDECAR: f64 = 3.0 * 1024.0;
+const SHIM: f64 = 1024.0;
+/// What the heap may have grown by: a page here and there.
+const GROWTH: f64 = 128.0;
+
+#[test]
+fn a_day_of_rotations_leaves_sidecar_and_shim_as_they_were() -> Result<()> {
+    let broker = Broker::start(Realm::host(), BrokerOptions::default())?;
+    let names: Vec<String> = (0..CREDENTIALS)
+        .map(|n| format!("credential-{n}"))
+        .collect();
+    app::kv_credentials(&broker, &names, "")?;
+    for name in &names {
+        app::put(&broker, name, b"the first")?;
+    }
+    let start = |want: &str| -> Result<(App, i32)> {
+        let app = App::wanting(&broker.workload_dir(), want)?;
+        app.wait_for_secret(
+            want.split(',').next().context("no name")?,
+            b"the first",
+            SOON,
+        )?;
+        let sidecar = app.sidecar()?;
+        Ok((app, sidecar))
+    };
+    // One that is left alone, meanwhile.
+    let (idle, idle_sidecar) = start("credential-0")?;
+    let (app, sidecar) = start(&names[1..].join(","))?;
+    let shim = app.bare().pid();
+    let state = || -> Result<[(f64, usize); 2]> {
+        // Replaced generations are kept, and held open, for a second.
+        std::thread::sleep(Duration::from_millis(1500));
+        let of = |pid| -> Result<(f64, usize)> { Ok((resident(pid)?, open_files(pid)?)) };
+        Ok([of(sidecar)?, of(shim)?])
+    };
+    let dir = app.path("run/secrets");
+    rotate(&broker, &dir, "e2e", &names[1..], 200)?;
+    let before = state()?;
+    let begun = Instant::now();
+    let costs = [idle_sidecar, idle.bare().pid()].map(idle_cost);
+    rotate(&broker, &dir, "e2e", &names[1..], GENERATIONS)?;
+    std::thread::sleep(IDLE.saturating_sub(begun.elapsed()));
+    let after = state()?;
+    println!("KiB and descriptors: {before:?}, after {GENERATIONS} generations {after:?}");
+    for (what, budget, before, after) in [
+        ("sidecar", SIDECAR, before[0], after[0]),
+        ("shim", SHIM, before[1], after[1]),
+    ] {
+        ensure!(
+            after.1 == before.1,
+            "the {what} leaks descriptors: {before:?} {after:?}"
+        );
+        ensure!(
+            after.0 <= before.0 + GROWTH && after.0 <= budget,
+            "the {what} grows: {before:?} KiB and descriptors, then {after:?}, of {budget}"
+        );
+    }
+    ensure!(app.sidecar()? == sidecar, "the sidecar was started again");
+    for (what, cost) in ["sidecar", "shim"].into_iter().zip(costs) {
+        let minute = cost?.a_minute()?;
+        ensure!(
+            minute < Duration::from_millis(1),
+            "the {what} costs {minute:?} of processor time in a minute without work"
+        );
+        println!("{what}: {minute:?} of processor time in a minute without work");
+    }
+    Ok(())
+}
