@@ -1,8 +1,6 @@
 //! Leaves unwinding tables out of the small program. Only where the linker that comes with Rust is the
 //! default (x86_64 on GNU/Linux): others could take the script in another way.
 
-#![expect(clippy::print_stdout, reason = "how a build script speaks to cargo")]
-
 use std::env::var;
 
 fn main() {

@@ -191,13 +191,13 @@ impl Keeper {
         let failed = looked.sweep.failed.iter().map(|(path, _)| (path, 0));
         put(
             OverdueAct::NotRemoved,
-            &state.new(OverdueAct::NotRemoved, failed),
+            &state.untold(OverdueAct::NotRemoved, failed),
             &who,
         );
         let stale = looked.stale.iter().map(|(path, at)| (path, *at));
         put(
             OverdueAct::KeptStale,
-            &state.new(OverdueAct::KeptStale, stale),
+            &state.untold(OverdueAct::KeptStale, stale),
             &who,
         );
         if let Some(ended) = looked.sweep.stop {
@@ -258,7 +258,7 @@ impl State {
     }
 
     /// Those paths that were not told of yet.
-    fn new<'a>(
+    fn untold<'a>(
         &mut self,
         act: OverdueAct,
         items: impl Iterator<Item = (&'a String, u64)>,
