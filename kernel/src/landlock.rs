@@ -254,13 +254,13 @@ mod tests {
     fn who_stands_outside_is_out_of_reach() {
         let ours = std::process::id();
         let held = in_child(|| {
-            let before = fs::File::open(format!("/proc/{ours}/mem")).is_ok();
+            let before = File::open(format!("/proc/{ours}/mem")).is_ok();
             set_no_new_privs().unwrap();
             Ruleset::read_only(Path::new("/tmp"))
                 .unwrap()
                 .enforce()
                 .unwrap();
-            let memory = fs::File::open(format!("/proc/{ours}/mem"));
+            let memory = File::open(format!("/proc/{ours}/mem"));
             let signal = crate::process::send_signal(ours as i32, 0);
             let refused = |error: io::Error| error.raw_os_error();
             before
