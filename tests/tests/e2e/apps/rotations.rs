@@ -33,7 +33,7 @@ struct App {
 }
 
 impl App {
-    const ALL: [(&str, &str, &str, &str, u16); 4] = [
+    const ALL: [(&str, &str, &str, &str, u16); 5] = [
         (
             "nginx",
             "web",
@@ -60,6 +60,13 @@ impl App {
             "poll-db",
             "db.json",
             "/usr/bin/python3, /app/poll.py",
+            0,
+        ),
+        (
+            "restart",
+            "restart-db",
+            "restart-db",
+            "/usr/bin/python3, /app/restart.py",
             0,
         ),
     ];
