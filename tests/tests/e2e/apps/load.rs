@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -69,22 +69,28 @@ impl Load {
         Self { shared, threads }
     }
 
+    fn told(&self) -> Result<MutexGuard<'_, Told>> {
+        let told = self.shared.told.lock();
+        told.map_err(|_| anyhow!("a client panicked"))
+    }
+
     /// The last answer.
     pub fn last(&self) -> Result<String> {
-        let told = self.shared.told.lock();
-        Ok(told.map_err(|_| anyhow!("a client ended"))?.last.clone())
+        Ok(self.told()?.last.clone())
+    }
+
+    /// How many answers there were so far.
+    pub fn answered(&self) -> Result<u64> {
+        Ok(self.told()?.answered)
     }
 
     /// Ends it.
     pub fn end(mut self) -> Result<Told> {
         self.shared.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            thread.join().map_err(|_| anyhow!("a client ended"))?;
+            thread.join().map_err(|_| anyhow!("a client panicked"))?;
         }
-        let told = self.shared.told.lock();
-        Ok(std::mem::take(
-            &mut *told.map_err(|_| anyhow!("a client ended"))?,
-        ))
+        Ok(std::mem::take(&mut *self.told()?))
     }
 }
 
