@@ -3,8 +3,16 @@
 //! others read, and for what a process before us wrote.
 
 use crate::log::wall_clock;
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{
+    ClockId as TimerClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags,
+};
 use nix::time::{ClockId, clock_gettime};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, Ready};
 
 /// By how many milliseconds the time of day may stray before it counts as set.
 const TOLERANCE: u64 = 1_000;
@@ -42,6 +50,54 @@ pub fn uptime() -> u64 {
     let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
     let milliseconds = u64::try_from(time.tv_nsec()).unwrap_or(0) / 1_000_000;
     seconds.saturating_mul(1_000).saturating_add(milliseconds)
+}
+
+/// Wakes when somebody sets the time of day, so that the record says the same as before in the new one
+/// before whoever acts by it looks again (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET).
+pub struct Watch(Option<AsyncFd<OwnedFd>>);
+
+impl Watch {
+    /// Without it the change is noticed all the same, at whatever comes next.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(watch().ok())
+    }
+
+    /// Returns when the time of day was set.
+    pub async fn was_set(&self) {
+        let Some(timer) = &self.0 else {
+            return std::future::pending().await;
+        };
+        while let Ok(mut ready) = timer.readable().await {
+            // A timer that was cancelled answers so once for each time.
+            if nix::unistd::read(timer.get_ref(), &mut [0; 8]) == Err(nix::errno::Errno::ECANCELED)
+            {
+                return;
+            }
+            ready.clear_ready_matching(Ready::READABLE);
+        }
+        std::future::pending().await
+    }
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "what replaces it needs a promise that the descriptor never changes; this one is ours alone"
+)]
+fn watch() -> io::Result<AsyncFd<OwnedFd>> {
+    let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+    let timer = TimerFd::new(TimerClock::CLOCK_REALTIME, flags)?;
+    // It need never end: it is there to be cancelled.
+    let never = Expiration::OneShot(TimeSpec::new(i64::from(u32::MAX) * 2, 0));
+    let when = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
+    timer.set(never, when)?;
+    AsyncFd::with_interest(OwnedFd::from(timer), Interest::READABLE)
 }
 
 /// Another clock's time, beside our uptime at the same moment.

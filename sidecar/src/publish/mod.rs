@@ -23,6 +23,8 @@ mod expiry;
 mod generation;
 pub mod item;
 mod place;
+#[cfg(test)]
+mod tests;
 pub mod tmpfs;
 pub mod wipe;
 

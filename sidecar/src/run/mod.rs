@@ -9,7 +9,7 @@ pub mod report;
 mod show;
 
 use crate::backoff::Backoff;
-use crate::clock::Moment;
+use crate::clock::{Moment, Watch};
 use crate::config::Config;
 use crate::ending::Ending;
 use crate::log::{Level, Log, wall_clock};
@@ -87,6 +87,7 @@ pub async fn run(
         generation: 0,
         owed: Owed::new(&options.socket, log),
         stopped_for: BTreeSet::new(),
+        watch: Watch::new(),
     };
     if untold {
         runner.take_up();
@@ -136,6 +137,8 @@ struct Runner<'a> {
     owed: Owed,
     /// What has expired that the application is being stopped for.
     stopped_for: BTreeSet<Item>,
+    /// Whether somebody sets the time of day.
+    watch: Watch,
 }
 
 impl Runner<'_> {
@@ -217,6 +220,7 @@ impl Runner<'_> {
                 },
                 told = self.notifier.next(Instant::now) => self.told(&told),
                 () = until(due) => {}
+                () = self.watch.was_set() => {}
             }
         }
     }
