@@ -142,6 +142,8 @@ fn what_has_expired_is_a_fault_until_it_is_back_or_withdrawn() {
     eventually("it is said", || {
         sandbox.ask(&["health"]) == ("expired: a, b\n".to_owned(), 1)
     });
+    let report = server.report("204 No Content");
+    assert_eq!(report.detail.as_str(), "a,b");
     // Also by a sidecar that finds nothing left to remove.
     sidecar.kill();
     drop(peer);
