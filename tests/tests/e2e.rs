@@ -18,4 +18,5 @@ mod e2e {
     mod rules;
     mod services;
     mod session;
+    mod starts;
 }

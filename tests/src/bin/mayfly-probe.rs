@@ -11,6 +11,8 @@
 //! - `mayfly-probe logins SOCKET PORT DIR STOP` logs in to PostgreSQL: see `harness/logins.rs`.
 //! - `mayfly-probe enter DIR… -- COMMAND…`, `mayfly-probe holder SOCKET FILE` and
 //!   `mayfly-probe asks SOCKET COUNT FILE` make and are small containers: see `harness/holder.rs`.
+//! - `mayfly-probe reads DIR MILLISECONDS SETS FILE` reads its secrets for that long, and until it has seen
+//!   so many sets; writes how many to FILE: see `harness/reader.rs`.
 //! - `mayfly-probe obey TOKEN` does what standard input says: see `harness/obey.rs`. The token makes
 //!   it easy to find.
 //! - `mayfly-probe say TEXT…` prints it, and then waits to be killed.
@@ -23,7 +25,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mayfly_tests::harness::{
-    Guard, Http, Opened, Session, ask_often, enter, hold_leases, logins, obey,
+    Guard, Http, Opened, Session, ask_often, enter, hold_leases, logins, obey, read_sets,
 };
 use mayfly_wire::Code;
 use mayfly_wire::session::{ClientMessage, ServerMessage};
@@ -47,11 +49,17 @@ fn main() -> Result<()> {
             let count = count.parse().context("COUNT is a number")?;
             ask_often(Path::new(socket), count, Path::new(file))
         }
+        ["reads", dir, time, sets, file] => {
+            let time = Duration::from_millis(time.parse().context("MILLISECONDS is a number")?);
+            let sets = sets.parse().context("SETS is a number")?;
+            let sets = read_sets(Path::new(dir), time, sets)?;
+            Ok(std::fs::write(file, sets.to_string())?)
+        }
         ["obey", _] => obey(),
         ["say", ref words @ ..] => print_line(&words.join(" ")).map(|()| wait_to_be_killed()),
         _ => bail!(
-            "expected http, session, hold, guard, logins, enter, holder, asks, obey or say: see the head \
-             of mayfly-probe.rs"
+            "expected http, session, hold, guard, logins, enter, holder, asks, reads, obey or say: see \
+             the head of mayfly-probe.rs"
         ),
     }
 }
