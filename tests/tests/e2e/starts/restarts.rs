@@ -9,7 +9,8 @@ use mayfly_tests::harness::{
 
 use super::place::{SOON, broker, put};
 
-const CONFIG: &str = "[[notify]]\nrestart = true\ndebounce = \"10ms\"\n";
+const CONFIG: &str =
+    "[application]\nprocess = \"parent\"\n[[notify]]\nrestart = true\ndebounce = \"10ms\"\n";
 /// With a child that a restart must not leave behind.
 const APPLICATION: &str = "sleep 3600 & echo \"life $LEFT\"; wait";
 
@@ -31,7 +32,14 @@ fn each_rotation_is_a_fresh_life_with_fresh_variables() -> Result<()> {
         } else {
             command.push("--restart=on-rotate");
         }
-        command.extend(["--env", "LEFT=file:pair/left", "--", "sh", "-c", APPLICATION]);
+        command.extend([
+            "--env",
+            "LEFT=file:pair/left",
+            "--",
+            "sh",
+            "-c",
+            APPLICATION,
+        ]);
         let bare = Bare::run(Realm::host(), &options, &command)?;
         bare.wait_for_log(&format!("life {value}\n"), SOON)?;
         for _ in 0..3 {

@@ -28,7 +28,7 @@ tried kill -STOP $sidecar
 tried ls /proc/$sidecar/fd
 tried cat /proc/1/environ
 echo asked
-trap 'echo HUP; cat /run/secrets/pair/left' HUP
+trap 'echo HUP; cat /run/secrets/pair/left; echo' HUP
 while :; do sleep 0.05; done
 "#;
 
