@@ -16,6 +16,7 @@ pub mod memory;
 pub mod mountinfo;
 pub mod ns;
 pub mod pidfd;
+pub mod priority;
 pub mod probe;
 pub mod procdir;
 pub mod process;

@@ -6,6 +6,7 @@
 //!   microseconds the median one took.
 //! - `hold SOCKET COUNT` opens so many sessions, and keeps them.
 //! - `flood SOCKET COUNT` opens so many connections, begins a request on each, and keeps them.
+//! - `storm SOCKET COUNT` opens so many connections, closes each at once, and prints `stormed`.
 //! - `descriptor SOCKET` passes a descriptor along with a request.
 //! - `hand-over SOCKET MEETING` connects, and passes its connection to whoever connects to MEETING.
 //! - `take-over MEETING` sends a request on a connection that it is passed, and prints the answer.
@@ -38,6 +39,7 @@ fn main() -> Result<()> {
         ["sessions", socket, count] => sessions(socket, count.parse()?),
         ["hold", socket, count] => hold(socket, count.parse()?),
         ["flood", socket, count] => flood(socket, count.parse()?),
+        ["storm", socket, count] => storm(socket, count.parse()?),
         ["descriptor", socket] => descriptor(socket),
         ["hand-over", socket, meeting] => hand_over(socket, meeting),
         ["take-over", meeting] => take_over(meeting),
@@ -196,6 +198,14 @@ fn flood(socket: &str, count: usize) -> Result<()> {
         }
     }
     say(&format!("refused {refused}"))?;
+    stay()
+}
+
+fn storm(socket: &str, count: usize) -> Result<()> {
+    for _ in 0..count {
+        UnixStream::connect(socket)?;
+    }
+    say("stormed")?;
     stay()
 }
 

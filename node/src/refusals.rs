@@ -42,8 +42,10 @@ impl Refusals {
             detail = refusal.detail,
             "refused"
         );
-        self.tally(|tally| tally.note(origin, refusal));
-        self.wake.notify_one();
+        // Of what is counted already, the sender knows.
+        if self.tally(|tally| tally.note(origin, refusal)) {
+            self.wake.notify_one();
+        }
     }
 
     /// Sends reports as they fall due. Never ends.
@@ -100,7 +102,8 @@ struct Count {
 }
 
 impl Tally {
-    fn note(&mut self, origin: Option<Origin>, sample: NodeRefusal) {
+    /// Counts one. Returns whether it is the first since the last report.
+    fn note(&mut self, origin: Option<Origin>, sample: NodeRefusal) -> bool {
         let mut kind = (origin, sample.reason.clone());
         if self.kinds.len() >= MOST_KINDS && !self.kinds.contains_key(&kind) {
             kind.0 = None;
@@ -110,10 +113,12 @@ impl Tally {
             pending: 0,
             last_report: None,
         });
-        if count.pending == 0 {
+        let first = count.pending == 0;
+        if first {
             count.sample = sample;
         }
         count.pending += 1;
+        first
     }
 
     /// Takes what is due, and forgets kinds that were silent for an interval.

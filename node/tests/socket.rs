@@ -13,7 +13,7 @@ mod support;
 
 use mayfly_wire::link::{NodeEvent, Watched};
 use mayfly_wire::{Assurance, Facility, PublishFault};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::container::Container;
 use support::{Node, until};
 
@@ -120,7 +120,7 @@ async fn a_loop_in_one_container_is_held_to_its_pace() {
     // Each from a pid namespace of its own, which must not give it a pace of its own.
     let nested = format!("unshare --pid --fork {ask}");
     let script = format!("for i in $(seq 40); do {ask}; {nested}; done; echo done; sleep 60");
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let looping = Container::run(&["bash", "-c", &script]);
     looping.says("429 1").await;
     let other = Container::run(&["bash", "-c", &ask]);
@@ -217,7 +217,7 @@ async fn a_flood_from_one_container_leaves_others_served() {
     let node = Node::start(|_| {}).await;
     let flood = Container::hostile(&["flood", node.path(), "2000"]);
     flood.says("flooding").await;
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let other = Container::hostile(&["session", node.path()]);
     other.says("bundle 1").await;
     let took = start.elapsed();
@@ -232,6 +232,24 @@ async fn a_flood_from_one_container_leaves_others_served() {
         (count >= 1900).then_some(records.len())
     };
     assert!(until("reports of it", count).await <= 5);
+    other.says("bundle 1").await;
+}
+
+/// It never holds more than one connection, but each must be looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_connections_that_close_at_once_is_turned_away() {
+    let node = Node::start(|_| {}).await;
+    let start = Instant::now();
+    let storm = Container::hostile(&["storm", node.path(), "3000"]);
+    storm.says("stormed").await;
+    let let_in = || 400 + 80 * (start.elapsed().as_secs() + 1);
+    let turned_away = until("reports of it", || {
+        let records = node.broker.refusals("too_many");
+        let count: u64 = records.iter().map(|record| record.count).sum();
+        (count + let_in() >= 3000).then_some(count)
+    });
+    assert!(turned_away.await > 0);
+    let other = Container::hostile(&["session", node.path()]);
     other.says("bundle 1").await;
 }
 

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `host` | what the kernel has, and what counts as the host's, found once |
+//! | `glimpse` | a first look at who connected, to hold floods off |
 //! | `peer`, `process` | handles on processes, and what is read through them |
 //! | `cgroups`, `line` | cgroups by id, and what they are inside of |
 //! | `engine`, `bind` | what container engines say, and whether it is to be believed |
@@ -18,6 +19,7 @@ mod engine;
 mod error;
 mod evidence;
 mod facts;
+mod glimpse;
 mod held;
 mod host;
 mod init;
@@ -46,6 +48,7 @@ use mayfly_wire::{Evidence, Facility};
 pub use error::{AttestError, AttestSetupError};
 pub use peer::{Origin, Peer};
 
+pub(crate) use glimpse::Glimpse;
 pub(crate) use held::{Held, Holder};
 
 use crate::death::DeathTarget;

@@ -32,6 +32,10 @@ pub enum Origin {
     PidNamespace(u64),
     /// A process in the host's pid namespace, by its user id.
     HostUser(u32),
+    /// A cgroup, by its id in v2: of a connection that was only glimpsed.
+    Cgroup(u64),
+    /// A process that was gone before it was looked at.
+    Gone,
 }
 
 impl Peer {

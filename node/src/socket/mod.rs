@@ -1,6 +1,7 @@
 //! The workload socket: it is bind-mounted into every container, so whatever arrives on it is hostile
 //! until its sender is attested, and nothing but the workload API answers.
 
+mod accept;
 mod admission;
 mod answer;
 mod once;
@@ -18,28 +19,27 @@ use crate::config::Limits;
 use crate::refusals::Refusals;
 use crate::served::Served;
 use crate::upstream::Upstream;
-use admission::Admission;
+use accept::Door;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mayfly_kernel::priority::put_this_thread_first;
 use pace::Pace;
 use service::{Connection, Shared};
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use stream::{Caller, CheckedStream};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use stream::CheckedStream;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 /// Most bytes of a request's head, and of what is read ahead.
 const MAX_HEAD: usize = 16 * 1024;
 /// Most header fields of a request.
 const MAX_HEADERS: usize = 32;
-/// How long to wait when no descriptor is left for a connection.
-const NO_DESCRIPTORS: Duration = Duration::from_millis(20);
 /// How long requests and sessions may take to end when the node stops.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -56,17 +56,12 @@ impl Server {
     /// Answers until `stopping` becomes true, then lets what is open end.
     ///
     /// # Errors
-    /// When the listener cannot be waited for.
+    /// When the thread that takes connections cannot be started, or died.
     pub(crate) async fn serve(
         self,
         listener: std::os::unix::net::UnixListener,
         mut stopping: watch::Receiver<bool>,
     ) -> io::Result<()> {
-        let listener = UnixListener::from_std(listener)?;
-        let admission = Admission::new(
-            self.limits.connections,
-            self.limits.connections_per_container,
-        );
         let (open, mut all_ended) = mpsc::channel(1);
         let shared = Arc::new(Shared {
             upstream: Arc::clone(&self.upstream),
@@ -79,56 +74,32 @@ impl Server {
             stopping: stopping.clone(),
             open,
         });
-        loop {
-            let accepted = tokio::select! {
-                _ = stopping.wait_for(|stopping| *stopping) => break,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => self.admit(stream, &admission, &shared),
-                Err(error) => {
-                    // The listener itself does not fail; what does is this connection, or there is
-                    // no descriptor or memory left, which passes.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(NO_DESCRIPTORS).await;
+        let door = Door::new(listener, self, shared);
+        let (until, close) = io::pipe()?;
+        let (closing, mut closed) = oneshot::channel();
+        let runtime = Handle::current();
+        std::thread::Builder::new()
+            .name("mayfly-accept".to_owned())
+            .spawn(move || {
+                let _runtime = runtime.enter();
+                // Who floods the socket has processes that all want to run, too.
+                if let Err(error) = put_this_thread_first() {
+                    tracing::info!(%error, "cannot prefer the thread that takes connections");
                 }
+                door.run(&until);
+                let _ = closing.send(());
+            })?;
+        tokio::select! {
+            _ = stopping.wait_for(|stopping| *stopping) => {}
+            _ = &mut closed => {
+                return Err(io::Error::other("the thread that takes connections has died"));
             }
         }
-        drop(listener);
-        drop(shared);
+        drop(close);
+        let _ = closed.await;
         // Nothing is ever sent: it ends when every sender is gone.
         let _ = timeout(DRAIN, all_ended.recv()).await;
         Ok(())
-    }
-
-    /// Decides from what the kernel says about a connection, before anything is read from it.
-    fn admit(&self, stream: UnixStream, admission: &Arc<Admission>, shared: &Arc<Shared>) {
-        let peer = match self.attestor.connected(&stream) {
-            Ok(peer) => peer,
-            Err(error) => {
-                self.refusals.report(None, error.into());
-                return;
-            }
-        };
-        let origin = peer.origin_hint();
-        let caller = Arc::new(Caller::new(
-            Arc::clone(&self.attestor),
-            peer,
-            Arc::clone(&self.refusals),
-        ));
-        let Some(place) = admission.admit(origin) else {
-            caller.refuse("too_many", "too many connections at once");
-            // It fits into an empty socket buffer, and if not, the close says enough.
-            let _ = stream.try_write(answer::TOO_MANY);
-            return;
-        };
-        let stream = CheckedStream::new(stream, Arc::clone(&caller), place);
-        let connection = Arc::new(Connection {
-            shared: Arc::clone(shared),
-            caller,
-            requests: AtomicUsize::new(0),
-        });
-        tokio::spawn(converse(stream, connection));
     }
 }
 

@@ -1,26 +1,26 @@
-//! How fast one container may ask. Each answer that carries a credential is a record on the broker's
+//! How fast one container may ask, or connect. Each answer that carries a credential is a record on the broker's
 //! disk, so a loop in one container would fill it, and then nobody gets anything.
 
-use mayfly_wire::WorkloadKey;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Most workloads that are paced apart; beyond, those that come new share one pace.
+/// Most keys that are paced apart; beyond, those that come new share one pace.
 const MOST: usize = 4096;
 
-/// Paces each workload by the generic cell rate algorithm (ITU-T I.371), which is a token bucket kept
+/// Paces each key, such as a workload, by the generic cell rate algorithm (ITU-T I.371), which is a token bucket kept
 /// as one time: when the bucket will be full again.
-pub(super) struct Pace {
+pub(super) struct Pace<K> {
     /// Between two requests of one that asks all the time.
     interval: Duration,
     /// How far ahead of that pace one may be.
     ahead: Duration,
-    full_at: Mutex<HashMap<Option<WorkloadKey>, Instant>>,
+    full_at: Mutex<HashMap<Option<K>, Instant>>,
 }
 
-impl Pace {
+impl<K: Clone + Eq + Hash> Pace<K> {
     /// `burst` requests at once, and `rate` a second from then on.
     pub(super) fn new(rate: u32, burst: u32) -> Self {
         let interval = Duration::from_secs(1) / rate.max(1);
@@ -31,10 +31,10 @@ impl Pace {
         }
     }
 
-    /// Takes one request of a workload, or says how long it must wait.
-    pub(super) fn take(&self, workload: &WorkloadKey, now: Instant) -> Result<(), Duration> {
+    /// Takes one request of this key, or says how long it must wait.
+    pub(super) fn take(&self, key: &K, now: Instant) -> Result<(), Duration> {
         let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut key = Some(workload.clone());
+        let mut key = Some(key.clone());
         if full_at.len() >= MOST && !full_at.contains_key(&key) {
             // A full bucket is like one that never was.
             full_at.retain(|_, full| *full > now);
@@ -56,6 +56,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mayfly_wire::WorkloadKey;
 
     fn key(number: u64) -> WorkloadKey {
         WorkloadKey {
@@ -65,7 +66,7 @@ mod tests {
         }
     }
 
-    fn served(pace: &Pace, number: u64, now: Instant, tries: usize) -> usize {
+    fn served(pace: &Pace<WorkloadKey>, number: u64, now: Instant, tries: usize) -> usize {
         let tries = (0..tries).filter(|_| pace.take(&key(number), now).is_ok());
         tries.count()
     }

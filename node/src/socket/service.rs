@@ -36,7 +36,7 @@ const MAX_BODY: usize = 32 * 1024;
 pub(super) struct Shared {
     pub(super) upstream: Arc<dyn Upstream>,
     pub(super) served: Arc<Served>,
-    pub(super) pace: Pace,
+    pub(super) pace: Pace<WorkloadKey>,
     pub(super) limits: Limits,
     /// Becomes true when the node stops.
     pub(super) stopping: watch::Receiver<bool>,

@@ -1,0 +1,54 @@
+//! A first look at who connected, by the fewest system calls: only to hold floods off.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
+
+use mayfly_kernel::pidfd::Pidfd;
+use mayfly_kernel::probe::Facility;
+use mayfly_kernel::socket::peer_credentials;
+
+use super::Attestor;
+use super::line::ROOT;
+use super::peer::Origin;
+
+/// What is seen at once of who connected. Nothing is attested by it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Glimpse {
+    /// Where it comes from: its cgroup, or its pid namespace where that is not told.
+    pub origin: Origin,
+    /// Its pid.
+    pub pid: Option<u32>,
+    /// Its user id.
+    pub uid: Option<u32>,
+}
+
+impl Attestor {
+    /// Looks at who connected. Those that are gone by now count as one.
+    pub(crate) fn glimpse(&self, stream: impl AsFd) -> Glimpse {
+        let credentials = peer_credentials(&stream).ok();
+        let pid = credentials.map(|credentials| credentials.pid);
+        let has = |facility| self.host.facilities.has(facility);
+        let by_cgroup = has(Facility::PeerPidfd) && has(Facility::PidfdInfo);
+        let origin = match by_cgroup.then(|| cgroup(stream)) {
+            Some(None) => None,
+            Some(Some(cgroup)) if cgroup != ROOT => Some(Origin::Cgroup(cgroup)),
+            _ => pid.and_then(pid_namespace),
+        };
+        Glimpse {
+            origin: origin.unwrap_or(Origin::Gone),
+            pid,
+            uid: credentials.map(|credentials| credentials.uid),
+        }
+    }
+}
+
+fn cgroup(stream: impl AsFd) -> Option<u64> {
+    Some(Pidfd::peer(stream).ok()?.info().ok()?.cgroup_id)
+}
+
+/// By its pid, which another process may have by now: it would be counted for that one.
+fn pid_namespace(pid: u32) -> Option<Origin> {
+    let namespace = fs::metadata(format!("/proc/{pid}/ns/pid")).ok()?;
+    Some(Origin::PidNamespace(namespace.ino()))
+}
