@@ -159,7 +159,7 @@ async fn what_is_in_another_database_keeps_nobody_logged_in(
     assert_eq!(kept.code(), Code::BadRequest, "{kept}");
     assert!(kept.to_string().contains("template1"), "{kept}");
     assert!(!holder.gets_in(server));
-    assert!(session.is_ended());
+    assert!(session.was_ended());
     let clean = format!("DROP OWNED BY {}", holder.user());
     elsewhere(PostgresServer::ROOT, PostgresServer::PASSWORD, &clean);
     place.engine.revoke(&lease).await.unwrap();

@@ -174,7 +174,7 @@ impl Input {
     }
 
     /// Whether the server has ended it: what is said now fails.
-    pub fn is_ended(mut self) -> bool {
+    pub fn was_ended(mut self) -> bool {
         let mut stdin = self.psql.stdin.take().unwrap();
         let _ = writeln!(stdin, "SELECT 1;");
         drop(stdin);

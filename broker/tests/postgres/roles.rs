@@ -120,7 +120,7 @@ async fn revoking_ends_sessions_and_what_the_role_owns_stays() {
         "SELECT count(*) FROM pg_stat_activity WHERE usesysid NOT IN (SELECT oid FROM pg_roles)";
     assert_eq!(server.psql(sessions).unwrap(), "0");
     assert_eq!(roles(&server), 0);
-    assert!(session.is_ended());
+    assert!(session.was_ended());
     let kept = "SELECT n, tableowner FROM mine, pg_tables WHERE tablename = 'mine'";
     assert_eq!(server.psql(kept).unwrap(), "7|keeper");
 }
