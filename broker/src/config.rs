@@ -2,6 +2,8 @@
 //! the store.
 
 use crate::engine::jwt::Schedule;
+use crate::engine::ssh::Ssh;
+use crate::engine::x509::X509;
 use crate::trial::Trial;
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -24,6 +26,10 @@ listen = "127.0.0.1:8443"
 issuer = "https://localhost:8443"
 rotate_seconds = 604800                  # how long a signing key signs
 publish_ahead_seconds = 86400            # how long it is published before
+
+[x509]                                   # the authority of the x509 engine; [ssh] has the same settings
+rotate_seconds = 157680000               # how long a root signs; 31536000 for the keys of ssh
+publish_ahead_seconds = 86400            # how long it is published before, or as long as certificates live
 
 [node]                                   # the embedded node; `enabled = false` for none
 workload_socket = "/run/mayfly/workload/workload.sock"
@@ -81,6 +87,12 @@ pub struct Config {
     /// `[oidc]`.
     #[serde(default)]
     pub oidc: Oidc,
+    /// `[x509]`.
+    #[serde(default)]
+    pub x509: Authority,
+    /// `[ssh]`.
+    #[serde(default)]
+    pub ssh: Authority,
     /// `[node]`.
     #[serde(default)]
     pub node: Node,
@@ -177,6 +189,28 @@ impl Oidc {
             return address;
         }
         authority.split(':').next().unwrap_or(authority)
+    }
+}
+
+/// When the authority of an engine changes; by the engine's own schedule unless it is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Authority {
+    /// How long one signs, in seconds.
+    pub rotate_seconds: Option<u64>,
+    /// How long it is published before it signs, at least, in seconds.
+    pub publish_ahead_seconds: Option<u64>,
+}
+
+impl Authority {
+    /// What is said here, and otherwise `engines`.
+    #[must_use]
+    pub fn or(&self, engines: Schedule) -> Schedule {
+        let or = |said: Option<u64>, else_: u64| said.map_or(else_, |s| s.saturating_mul(1000));
+        Schedule {
+            rotate_every: or(self.rotate_seconds, engines.rotate_every),
+            publish_ahead: or(self.publish_ahead_seconds, engines.publish_ahead),
+        }
     }
 }
 
@@ -297,14 +331,19 @@ impl Config {
                 "oidc.issuer: expected an https:// URL without a trailing slash, found {issuer:?}"
             ));
         }
-        let (ahead, every) = (
-            config.oidc.publish_ahead_seconds,
-            config.oidc.rotate_seconds,
-        );
-        if ahead == 0 || ahead > every {
-            return Err(format!(
-                "oidc.publish_ahead_seconds: expected 1 to oidc.rotate_seconds ({every}), found {ahead}"
-            ));
+        for (table, schedule) in [
+            ("oidc", config.oidc.schedule()),
+            ("x509", config.x509.or(X509::schedule())),
+            ("ssh", config.ssh.or(Ssh::schedule())),
+        ] {
+            let every = schedule.rotate_every / 1000;
+            let ahead = schedule.publish_ahead / 1000;
+            if ahead == 0 || ahead > every {
+                return Err(format!(
+                    "{table}.publish_ahead_seconds: expected 1 to {table}.rotate_seconds ({every}), \
+                     found {ahead}"
+                ));
+            }
         }
         Ok(config)
     }
@@ -384,6 +423,10 @@ mod tests {
             (
                 "state_dir = \"/x\"\n[oidc]\nrotate_seconds = 5",
                 vec!["oidc.publish_ahead_seconds", "5"],
+            ),
+            (
+                "state_dir = \"/x\"\n[ssh]\npublish_ahead_seconds = 0",
+                vec!["ssh.publish_ahead_seconds", "found 0"],
             ),
             (
                 "state_dir = \"/x\"\n[log]\nformat = \"xml\"",

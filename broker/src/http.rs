@@ -79,6 +79,12 @@ pub fn lines(lines: mpsc::Receiver<Bytes>) -> Response<Answer> {
     answer(StatusCode::OK, "application/x-ndjson", Answer::Lines(lines))
 }
 
+/// An answer in JSON that comes bit by bit.
+#[must_use]
+pub fn list(bits: mpsc::Receiver<Bytes>) -> Response<Answer> {
+    answer(StatusCode::OK, "application/json", Answer::Lines(bits))
+}
+
 /// A refusal in JSON with its code's status.
 #[must_use]
 pub fn refused(refusal: &Refusal) -> Response<Answer> {

@@ -60,7 +60,7 @@ pub async fn run(
     let mut work = JoinSet::new();
     loop {
         door.due().listen();
-        door.retry_recovered();
+        door.retry_recovered().await;
         let free = AT_ONCE - work.len().min(AT_ONCE);
         let mut next = None;
         if free > 0 {

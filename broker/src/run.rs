@@ -103,10 +103,6 @@ pub struct Broker {
     pub nodes: Arc<Nodes>,
     /// What certifies nodes and servers.
     pub pki: Arc<Pki>,
-    /// What certifies for TLS.
-    pub x509: Arc<x509::X509>,
-    /// What certifies for OpenSSH.
-    pub ssh: Arc<ssh::Ssh>,
     jwt: Arc<jwt::Jwt>,
 }
 
@@ -151,11 +147,11 @@ impl Broker {
         let jwt = Arc::new(jwt.await?);
         let both = || (Arc::clone(&store), Arc::clone(&keys));
         let (of_store, of_keys) = both();
-        let x509 = x509::X509::open(of_store, of_keys, x509::X509::schedule()).await?;
-        let x509 = Arc::new(x509);
+        let schedule = config.x509.or(x509::X509::schedule());
+        let x509 = x509::X509::open(of_store, of_keys, schedule).await?;
         let (of_store, of_keys) = both();
-        let ssh = ssh::Ssh::open(of_store, of_keys, ssh::Ssh::schedule()).await?;
-        let ssh = Arc::new(ssh);
+        let schedule = config.ssh.or(ssh::Ssh::schedule());
+        let ssh = ssh::Ssh::open(of_store, of_keys, schedule).await?;
         let connections = Arc::new(Connections::new(Arc::clone(&store), Arc::clone(&keys)));
         let postgres = postgres::Postgres::new(
             Arc::clone(&store),
@@ -179,8 +175,8 @@ impl Broker {
             (EngineKind::Postgres, Arc::new(postgres)),
             (EngineKind::Rabbitmq, Arc::new(rabbitmq)),
             (EngineKind::Redis, Arc::new(redis)),
-            (EngineKind::X509, Arc::clone(&x509) as _),
-            (EngineKind::Ssh, Arc::clone(&ssh) as _),
+            (EngineKind::X509, Arc::new(x509)),
+            (EngineKind::Ssh, Arc::new(ssh)),
         ];
         let pki = Pki::open(store.as_ref(), &keys, Arc::clone(&clock)).await?;
         let kv = Arc::new(kv::Kv::new(Arc::clone(&store), keys, Arc::clone(&clock)));
@@ -203,8 +199,6 @@ impl Broker {
             hub,
             nodes,
             pki: Arc::new(pki),
-            x509,
-            ssh,
             jwt,
         })
     }
@@ -225,12 +219,7 @@ impl Broker {
             stop.clone(),
         ));
         tasks.spawn(leases::rotate(Arc::clone(&self.door), stop.clone()));
-        tasks.spawn(maintain_authorities(
-            Arc::clone(&self.x509),
-            Arc::clone(&self.ssh),
-            Arc::clone(&self.door),
-            stop.clone(),
-        ));
+        tasks.spawn(maintain_authorities(Arc::clone(&self.door), stop.clone()));
     }
 
     /// Starts the servers that listen on TCP: OpenID and the node link.
@@ -319,20 +308,9 @@ async fn maintain(jwt: Arc<jwt::Jwt>, door: Arc<Door>, mut stop: watch::Receiver
     }
 }
 
-async fn maintain_authorities(
-    x509: Arc<x509::X509>,
-    ssh: Arc<ssh::Ssh>,
-    door: Arc<Door>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let told = |kind: EngineKind, changed: Result<bool, EngineError>| match changed {
-        Ok(true) => tracing::info!(%kind, "an authority changed"),
-        Ok(false) => {}
-        Err(error) => tracing::error!(%kind, %error, "an authority stays as it is"),
-    };
+async fn maintain_authorities(door: Arc<Door>, mut stop: watch::Receiver<bool>) {
     loop {
-        told(EngineKind::X509, x509.maintain(door.now_ms()).await);
-        told(EngineKind::Ssh, ssh.maintain(door.now_ms()).await);
+        door.maintain_authorities().await;
         tokio::select! {
             () = stopped(&mut stop) => return,
             () = tokio::time::sleep(MAINTAIN) => {}

@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::command::{audit, connection, kv, leases, node, plan, view};
+use crate::command::{audit, authority, connection, kv, leases, node, plan, view};
 use crate::dev;
 use crate::failure::EXIT_STATUSES;
 use crate::output::Format;
@@ -82,6 +82,13 @@ Examples:
         /// What to do with them.
         #[command(subcommand)]
         command: connection::Command,
+    },
+    /// What certifies for the engines x509 and ssh: list, show, rotate
+    #[command(after_help = "Example:\n  mayfly authority show x509 > ca.crt")]
+    Authority {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: authority::Command,
     },
     /// The audit log: tail, verify
     #[command(after_help = "Example:\n  mayfly audit tail --follow")]

@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 
 /// How long the broker may take over one answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Most bytes of one answer: a list of 100,000 leases is about 40 MB.
-const MAX_ANSWER: usize = 128 * 1024 * 1024;
+/// Most bytes of one answer that is read whole: a list of 10,000 values is about 2 MB.
+const MAX_ANSWER: usize = 32 * 1024 * 1024;
 /// Most bytes of one line of a followed stream.
 const MAX_LINE: usize = 1024 * 1024;
 
@@ -72,6 +72,33 @@ impl Client {
         self.each_line(Method::GET, path, Vec::new(), take).await
     }
 
+    /// Reads a list, which may be long, and gives each element to `take` as it comes.
+    pub async fn each<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        mut take: impl FnMut(T) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut is_whole = false;
+        let read = self.lines(path, |line| {
+            // An array, each element on a line of its own.
+            match line.trim_end_matches(',') {
+                "" | "[" => Ok(()),
+                "]" => {
+                    is_whole = true;
+                    Ok(())
+                }
+                element => take(serde_json::from_str(element).map_err(|e| strange(path, &e))?),
+            }
+        });
+        read.await?;
+        if is_whole {
+            return Ok(());
+        }
+        Err(Failure::Unreachable(format!(
+            "the broker's answer to {path} has no end: its log says why"
+        )))
+    }
+
     /// Posts a body and reads an answer of lines as [`lines`](Self::lines) does.
     pub async fn post_lines(
         &self,
@@ -95,11 +122,12 @@ impl Client {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| self.broken(&error))?;
             rest.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
-            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = rest.drain(..=end).collect();
-                let line = line.strip_suffix(b"\n").unwrap_or(&line);
+            let whole = (rest.iter().rposition(|byte| *byte == b'\n')).map_or(0, |end| end + 1);
+            for line in rest[..whole].split_inclusive(|byte| *byte == b'\n') {
+                let line = line.strip_suffix(b"\n").unwrap_or(line);
                 take(&String::from_utf8_lossy(line))?;
             }
+            rest.drain(..whole);
             if rest.len() > MAX_LINE {
                 return Err(Failure::Failed(format!(
                     "the broker's answer has a line of more than {MAX_LINE} bytes"
@@ -132,12 +160,7 @@ impl Client {
                 PATIENCE.as_secs()
             )));
         };
-        serde_json::from_slice(&answer?.to_bytes()).map_err(|error| {
-            Failure::Failed(format!(
-                "the broker's answer to {path} is not understood ({error}): are `mayfly` and \
-                 `mayfly-broker` of one version?"
-            ))
-        })
+        serde_json::from_slice(&answer?.to_bytes()).map_err(|error| strange(path, &error))
     }
 
     /// Sends one request and gives the answer, unless it is a refusal.
@@ -187,6 +210,13 @@ impl Client {
             self.socket.display()
         ))
     }
+}
+
+fn strange(path: &str, error: &serde_json::Error) -> Failure {
+    Failure::Failed(format!(
+        "the broker's answer to {path} is not understood ({error}): are `mayfly` and \
+         `mayfly-broker` of one version?"
+    ))
 }
 
 fn to_json(body: &impl Serialize) -> Result<Vec<u8>, Failure> {

@@ -71,6 +71,65 @@ fn write_all(mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// A list that may be long, told as it comes: as JSON at once, to people as a table when all of it is
+/// there.
+pub struct List {
+    out: Out,
+    heading: &'static [&'static str],
+    empty: &'static str,
+    rows: Vec<Vec<String>>,
+    notes: Vec<String>,
+    is_begun: bool,
+}
+
+impl List {
+    /// None told yet.
+    pub fn new(out: Out, heading: &'static [&'static str], empty: &'static str) -> Self {
+        Self {
+            out,
+            heading,
+            empty,
+            rows: Vec::new(),
+            notes: Vec::new(),
+            is_begun: false,
+        }
+    }
+
+    /// Tells one: as JSON, or with its row and what is to be said below the table.
+    pub fn add<T: Serialize>(
+        &mut self,
+        value: &T,
+        people: impl FnOnce(&T) -> (Vec<String>, Option<String>),
+    ) -> Result<(), Failure> {
+        if !self.out.is_json() {
+            let (row, note) = people(value);
+            self.rows.push(row);
+            self.notes.extend(note);
+            return Ok(());
+        }
+        let json = serde_json::to_string(value)
+            .map_err(|error| Failure::Failed(format!("this is not JSON: {error}")))?;
+        let before = if self.is_begun { ",\n" } else { "[\n" };
+        self.is_begun = true;
+        self.out.bytes(&[before.as_bytes(), json.as_bytes()])
+    }
+
+    /// That was all.
+    pub fn end(self) -> Result<(), Failure> {
+        if !self.out.is_json() {
+            let out = self.out;
+            return out.line(&self.text());
+        }
+        self.out.line(if self.is_begun { "\n]" } else { "[]" })
+    }
+
+    fn text(self) -> String {
+        let table = table(self.heading, self.rows, self.empty);
+        let lines = std::iter::once(table).chain(self.notes);
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
 /// Says something beside the output, on standard error. There is nobody to tell if that fails.
 pub fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
@@ -150,6 +209,30 @@ mod tests {
         let text = layout(&["A", "B"], rows, Some(80));
         assert!(
             text.lines().all(|line| line.chars().count() <= 80),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_is_to_be_said_comes_after_the_table() {
+        let out = Out {
+            format: Format::Table,
+        };
+        let list = || List::new(out, &["A"], "none");
+        assert_eq!(list().text(), "none");
+        let mut some = list();
+        for number in ["1", "2"] {
+            let told = |it: &&str| {
+                (
+                    vec![(*it).to_owned()],
+                    (*it == "1").then(|| "one".to_owned()),
+                )
+            };
+            some.add(&number, told).unwrap();
+        }
+        let text = some.text();
+        assert!(
+            text.starts_with("A") && text.ends_with("1\n2\none"),
             "{text}"
         );
     }

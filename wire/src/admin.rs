@@ -20,6 +20,8 @@
 //! | `GET /v1/connections` | → [`Vec`]<[`ConnectionInfo`]> |
 //! | `PUT /v1/connections/NAME` | [`ConnectionSecret`] → [`ConnectionInfo`] |
 //! | `POST /v1/connections/NAME/rotate` | → [`ConnectionInfo`] |
+//! | `GET /v1/authorities` | → [`Vec`]<[`AuthorityInfo`]> |
+//! | `POST /v1/authorities/ENGINE/rotate` | → [`AuthorityInfo`] |
 //! | `GET /v1/audit?last=N` | → lines of the audit file |
 //! | `GET /v1/audit?last=N&follow=true` | → the same, and then each new line as it is written |
 //! | `POST /v1/audit/verify` | → [`AuditReport`] |
@@ -439,6 +441,40 @@ pub struct ConnectionInfo {
     pub config: ConnectionConfig,
     /// Whether the broker has a password for it.
     pub has_password: bool,
+}
+
+/// What certifies for an engine whose credentials are certificates.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityInfo {
+    /// The engine. Each has one.
+    pub engine: EngineKind,
+    /// Those that are published, the oldest first; none before the first certificate.
+    pub published: Vec<PublishedAuthority>,
+    /// What verifies certificates of all of them, by the names that these files have for holders.
+    pub files: BTreeMap<String, String>,
+}
+
+/// One authority of several that follow each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedAuthority {
+    /// How far it is.
+    pub state: AuthorityState,
+    /// It signs from then on: milliseconds since the Unix epoch.
+    pub signs_from: u64,
+    /// SHA-256 of what verifies it, as `openssl x509 -fingerprint` or `ssh-keygen -l` tell it.
+    pub fingerprints: Vec<String>,
+}
+
+/// How far an authority is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthorityState {
+    /// What it signed may still be good.
+    Past,
+    /// It signs.
+    Signing,
+    /// It is published, and does not sign yet.
+    Next,
 }
 
 /// What a check of the audit file found.

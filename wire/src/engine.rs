@@ -62,6 +62,17 @@ impl EngineKind {
     }
 }
 
+impl std::str::FromStr for EngineKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::named(name).ok_or_else(|| {
+            let all = Self::ALL.map(Self::as_str).join(", ");
+            format!("expected one of {all}, found {name:?}")
+        })
+    }
+}
+
 impl fmt::Display for EngineKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

@@ -1,5 +1,6 @@
 //! The admin socket: HTTP/1.1 over a unix socket that root and the broker's own user may connect to.
 
+mod lists;
 mod routes;
 mod socket;
 

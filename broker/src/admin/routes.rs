@@ -8,7 +8,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Response};
 use mayfly_wire::admin::{
     Apply, ConnectionSecret, Desired, KvPut, LeaseFilter, MAX_BODY, NodeInfo, PolicyFile, Progress,
-    Revoke, Rotate, Status, WorkloadInfo,
+    Revoke, Rotate, Status,
 };
 use mayfly_wire::{Code, KvPath, LeaseId, Refusal};
 use std::sync::Arc;
@@ -69,15 +69,18 @@ pub async fn answer(
         (_, "kv-history", Some(path)) if get => {
             http::json(&door.kv_history(operator, &kv_path(path)?).await?)
         }
-        (_, "workloads", None) if get => http::json(&workloads(admin, operator).await?),
+        (_, "workloads", None) if get => {
+            let pages = door.workload_pages(operator).await?;
+            Ok(super::lists::workloads(Arc::clone(admin), pages))
+        }
         (_, "explain", None) if get => {
             let workload = query.needed("workload")?;
             let credential = query.needed("credential")?.parse().map_err(bad)?;
             http::json(&door.explain(operator, &workload, &credential).await?)
         }
         (_, "leases", None) if get => {
-            let filter = query.filter()?;
-            http::json(&door.leases(operator, &filter).await?)
+            let pages = door.lease_pages(operator, query.filter()?).await?;
+            Ok(super::lists::leases(pages))
         }
         (&Method::POST, "revoke", None) => {
             let revoke: Revoke = http::read(body, MAX_BODY).await?;
@@ -97,6 +100,14 @@ pub async fn answer(
             Some(name) => {
                 let name = name.parse().map_err(bad)?;
                 http::json(&door.connection_rotate(operator, &name).await?)
+            }
+            None => Err(unknown(&head)),
+        },
+        (_, "authorities", None) if get => http::json(&door.authorities(operator).await?),
+        (&Method::POST, "authorities", Some(rest)) => match rest.strip_suffix("/rotate") {
+            Some(engine) => {
+                let engine = engine.parse().map_err(bad)?;
+                http::json(&door.authority_rotate(operator, engine).await?)
             }
             None => Err(unknown(&head)),
         },
@@ -235,24 +246,6 @@ async fn status(admin: &Admin, operator: &Operator) -> Result<Status> {
         sessions: admin.hub.count(),
         audit_seq: door.audit_seq(),
     })
-}
-
-async fn workloads(admin: &Admin, operator: &Operator) -> Result<Vec<WorkloadInfo>> {
-    let known = admin.door.workloads(operator).await?.into_iter();
-    let infos = known.map(|known| {
-        let evidence = known.evidence;
-        let (sessions, acknowledged) = admin.hub.of(&evidence.workload);
-        WorkloadInfo {
-            id: evidence.workload.id(),
-            name: evidence.display_name(),
-            evidence: (*evidence).clone(),
-            sessions,
-            leases: known.leases,
-            acknowledged,
-            publish_failure: known.failure,
-        }
-    });
-    Ok(infos.collect())
 }
 
 /// A line for each step, as it comes.

@@ -2,12 +2,13 @@
 //! the operator saw, on record, durable, then swapped in at once.
 
 use super::plan::{self, Side};
+use super::withdraw::{Teller, each};
 use super::{Door, OpenError, Operator, store_failed};
 use crate::engine::connections;
 use crate::policy::{Judge, entity};
 use crate::store::{Configuration, Lease, LeaseState, Op, Source, Store, StoreError};
 use mayfly_wire::admin::{
-    Apply, CredentialConfig, Desired, EngineConfig, Plan, PolicyCheck, PolicyFile, PolicyProblem,
+    Apply, CredentialConfig, Desired, Plan, PolicyCheck, PolicyFile, PolicyProblem,
 };
 use mayfly_wire::{Code, CredentialName, Refusal, WorkloadKey};
 use mayfly_wire::{ConnectionConfig, ConnectionName};
@@ -132,7 +133,11 @@ impl Door {
     /// # Errors
     /// As [`Door::plan`], and [`Code::Conflict`] if the configuration is not the one that the operator
     /// saw.
-    pub async fn apply(&self, operator: &Operator, apply: Apply) -> Result<Plan, Refusal> {
+    pub async fn apply(
+        self: &Arc<Self>,
+        operator: &Operator,
+        apply: Apply,
+    ) -> Result<Plan, Refusal> {
         let _one = self.applying.lock().await;
         let applied = self.applied();
         self.allow_broker(operator, "apply").await?;
@@ -183,23 +188,66 @@ impl Door {
         let remade = remade(&applied, &next);
         self.connections.configure(next.connections());
         *self.applied.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
-        for credential in remade {
-            // It stands, whatever happens here, and the caller must have sessions look again. What is
-            // left is replaced when its session looks, or it is due.
-            if let Err(refusal) = self.end_all_of(credential.clone()).await {
-                tracing::error!(%credential, %refusal, "old leases are replaced later");
-            }
+        if !remade.is_empty() {
+            let door = Arc::clone(self);
+            self.spawn(async move { door.make_anew(remade).await });
         }
         Ok(plan)
     }
 
-    async fn end_all_of(&self, credential: CredentialName) -> Result<(), Refusal> {
-        let leases = self.store.leases_on(credential).await;
-        for lease in leases.map_err(store_failed)? {
-            let _turn = self.locks.turn(&lease.workload).await;
-            self.end(&lease, "replaced").await?;
+    /// Has new leases take the place of all on these credentials, by their new settings. What is left
+    /// here is replaced when its session looks, or it is due.
+    async fn make_anew(self: Arc<Self>, configs: Vec<CredentialConfig>) {
+        let mut all = Vec::new();
+        for config in configs {
+            match self.store.leases_on(config.name.clone()).await {
+                Ok(leases) => all.extend(leases.into_iter().map(|lease| (config.clone(), lease))),
+                Err(error) => {
+                    let credential = &config.name;
+                    tracing::error!(%credential, %error, "old leases are replaced later");
+                }
+            }
         }
-        Ok(())
+        let (teller, _) = Teller::new(all.len());
+        each(all, teller, |(config, lease)| {
+            let door = Arc::clone(&self);
+            async move { door.make_one_anew(&config, lease).await }
+        })
+        .await;
+    }
+
+    async fn make_one_anew(
+        self: Arc<Self>,
+        config: &CredentialConfig,
+        lease: Lease,
+    ) -> Result<(), String> {
+        let made = match lease.state {
+            LeaseState::Active => self.anew(config, lease.id.clone(), lease.workload.clone()),
+            // What is on its way in has the old settings, and what is on its way out goes on.
+            LeaseState::Planned => {
+                let problem = format!("{} was being made by the old settings", lease.id);
+                return self.end_old(&lease, problem).await;
+            }
+            LeaseState::Retiring | LeaseState::Revoking => return Ok(()),
+        };
+        match made.await {
+            Ok(()) => Ok(()),
+            Err(problem) => self.end_old(&lease, problem).await,
+        }
+    }
+
+    /// What the old settings gave must not stay because the new ones give nothing now.
+    async fn end_old(&self, lease: &Lease, problem: String) -> Result<(), String> {
+        tracing::warn!(lease = %lease.id, %problem, "a lease by old settings ends");
+        let _turn = self.locks.turn(&lease.workload).await;
+        let found = self.store.lease(lease.id.clone()).await;
+        let found = found.map_err(|error| error.to_string())?;
+        let Some(lease) = found.filter(|lease| lease.state != LeaseState::Revoking) else {
+            return Ok(());
+        };
+        let ended = self.end(&lease, "replaced").await;
+        self.say(super::Change::Workload(lease.workload));
+        ended.map_err(|refusal| refusal.to_string())
     }
 
     /// Whether policies are good by themselves.
@@ -384,13 +432,11 @@ fn gone<'a>(old: &'a Applied, new: &'a Applied) -> impl Iterator<Item = &'a Conn
     gone.map(|config| &config.name)
 }
 
-/// The credentials whose leases must be made anew: their engine or its settings changed, and what the
-/// lease holds is its own. A stored value at another path takes the old one's place in the same lease.
-fn remade(old: &Applied, new: &Applied) -> Vec<CredentialName> {
-    let is_kv = |config: &CredentialConfig| matches!(config.engine, EngineConfig::Kv { .. });
-    let changed = new.credentials.iter().filter(|(name, now)| {
-        let was = old.credentials.get(*name);
-        was.is_some_and(|was| was.engine != now.engine && !(is_kv(was) && is_kv(now)))
+/// The credentials whose leases must be made anew, as they are now.
+fn remade(old: &Applied, new: &Applied) -> Vec<CredentialConfig> {
+    let changed = new.credentials.values().filter(|now| {
+        let was = old.credentials.get(&now.name);
+        was.is_some_and(|was| plan::is_remade(was, now))
     });
-    changed.map(|(name, _)| name.clone()).collect()
+    changed.cloned().collect()
 }

@@ -81,7 +81,7 @@ pub struct Held {
     pub expires_at: u64,
     /// Where a stored value came from; none for anything else.
     pub path: Option<KvPath>,
-    /// The version of what others hold too: a stored value, a secret that is shared.
+    /// The version of what others hold too: a stored value, a secret that is shared, authorities.
     pub version: Option<u64>,
 }
 

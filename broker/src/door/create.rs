@@ -1,11 +1,12 @@
 //! What needs a server is made in a task of its own: planned on disk, made at the target, on record,
 //! active on disk. Only then may a bundle hold it. Nobody's turn is held while a target is asked.
 
+use super::activate::Ready;
 use super::creations::{Done, Failure, Standing, Ticket};
 use super::issue::new_lease_id;
 use super::lanes::{Pass, Task};
 use super::renew::due;
-use super::{Change, Door, backoff, ended, lock, who};
+use super::{Change, Door, backoff, lock, who};
 use crate::engine::{Engine, EngineError, IssueRequest};
 use crate::store::{Lease, LeaseState, Op, StoreError, Workload};
 use crate::trial::Step;
@@ -20,6 +21,12 @@ use std::time::Duration;
 const PLANNED: u64 = 60_000;
 /// Longest wait after a failure, in milliseconds.
 const LONGEST: u64 = 30_000;
+/// How long one waits for the removal of what earlier attempts left, in milliseconds.
+const LATER: u64 = 2000;
+/// Attempts to make one credential for one workload that may wait for their removal.
+const MOST_LEFT: usize = 3;
+/// Why a lease ends that nobody was given.
+const NEVER_ISSUED: &str = "never issued";
 
 /// How it stands with a credential that a bundle should hold and no lease stands for.
 pub enum Making {
@@ -35,10 +42,12 @@ pub enum Making {
 }
 
 /// Why one is not made.
-enum Stop {
+pub(super) enum Stop {
     /// Its workload died, or it was withdrawn. Who gave it up sees to the rest.
     Cancelled,
     Failed(Code, String),
+    /// Nothing was tried: something must be done first.
+    Later(String),
 }
 
 impl From<EngineError> for Stop {
@@ -109,6 +118,17 @@ impl Door {
         match self.run(&mut ticket, &pass, &order).await {
             Ok(lease) => ticket.made(lease),
             Err(Stop::Cancelled) => drop(ticket),
+            Err(Stop::Later(cause)) => {
+                let failure = Failure {
+                    code: Code::Unavailable,
+                    cause,
+                    attempts: ticket.attempts(),
+                    until: self.now_ms() + LATER,
+                    connection,
+                };
+                self.look_later(workload.clone(), LATER);
+                ticket.failed(failure);
+            }
             Err(Stop::Failed(code, cause)) => {
                 let name = &order.config.name;
                 tracing::warn!(credential = %name, %cause, "a credential cannot be made");
@@ -148,6 +168,9 @@ impl Door {
     ) -> Result<LeaseId, Stop> {
         let (evidence, config) = (&order.evidence, &order.config);
         let engine = self.engines.of(config.engine.kind())?;
+        if ticket.attempts() > 0 {
+            self.few_are_left(order).await?;
+        }
         let id = new_lease_id().map_err(|(code, cause)| Stop::Failed(code, cause))?;
         let now = self.now_ms();
         let request = IssueRequest {
@@ -189,6 +212,26 @@ impl Door {
         done.map(|()| lease.id)
     }
 
+    /// Each attempt that a target cut short may have left an account there, which must be removed first:
+    /// one that hangs for hours must not be left with hundreds.
+    async fn few_are_left(&self, order: &Order) -> Result<(), Stop> {
+        let leases = self
+            .store
+            .leases_of(order.evidence.workload.clone())
+            .await?;
+        let left = leases.iter().filter(|lease| {
+            lease.credential == order.config.name
+                && lease.state == LeaseState::Revoking
+                && lease.reason == NEVER_ISSUED
+        });
+        match left.count() {
+            left if left < MOST_LEFT => Ok(()),
+            left => Err(Stop::Later(format!(
+                "{left} attempts before this one are not cleaned up at the target yet"
+            ))),
+        }
+    }
+
     /// From planned to active.
     async fn finish(
         self: &Arc<Self>,
@@ -220,55 +263,29 @@ impl Door {
         recorded.map_err(|refusal| Stop::Failed(refusal.code, refusal.to_string()))?;
         self.fault.reached(Step::Recorded);
 
-        let _turn = self.locks.turn(&lease.workload).await;
-        // Whoever gave it up has seen its plan, or sees to it below.
-        if unwanted(ticket) {
-            return Err(Stop::Cancelled);
-        }
-        let now = self.now_ms();
         let active = Lease {
             state: LeaseState::Active,
             due_at: due(lease.issued_at, lease.expires_at),
             ..lease.clone()
         };
-        let grace = config
-            .grace_seconds
-            .unwrap_or(GRACE_SECONDS)
-            .saturating_mul(1000);
-        let (mut ops, mut events) = (Vec::new(), Vec::new());
-        let mut retired = None;
-        let place = (lease.workload.clone(), lease.credential.clone());
-        if let Some(old) = self.store.lease_of(place.0, place.1).await? {
-            if old.source.has_target() {
-                let until = old.expires_at.min(now.saturating_add(grace));
-                self.hint(until);
-                retired = Some(old.id.clone());
-                ops.push(Op::LeaseUpdate(Lease {
-                    state: LeaseState::Retiring,
-                    due_at: until,
-                    reason: "replaced".to_owned(),
-                    ..old
-                }));
-            } else {
-                events.push(ended(&old, "replaced"));
-                ops.push(Op::LeaseEnd(old.id));
-            }
-        }
-        self.hint(active.due_at);
-        if lease.state == LeaseState::Planned {
-            ops.push(Op::LeaseUpdate(active));
+        let ops = if lease.state == LeaseState::Planned {
+            vec![Op::LeaseUpdate(active.clone())]
         } else {
-            ops.push(Op::LeaseInsert(active));
-            ops.push(self.known_as(&order.evidence));
-        }
-        let recorded = self.record_all(events).await;
-        recorded.map_err(|refusal| Stop::Failed(refusal.code, refusal.to_string()))?;
-        self.store.commit(ops).await?;
-        self.fault.reached(Step::Active);
-        if let Some(old) = retired {
-            self.retiring.add(lease.workload.clone(), old);
-        }
-        Ok(())
+            vec![
+                Op::LeaseInsert(active.clone()),
+                self.known_as(&order.evidence),
+            ]
+        };
+        let ready = Ready {
+            active,
+            grace: config
+                .grace_seconds
+                .unwrap_or(GRACE_SECONDS)
+                .saturating_mul(1000),
+            ops,
+            cancelled: ticket.cancelled(),
+        };
+        self.activate(ready).await
     }
 
     fn known_as(&self, evidence: &Evidence) -> Op {
@@ -284,7 +301,7 @@ impl Door {
         let reason = if self.is_dead(&lease.workload) {
             "died"
         } else {
-            "never issued"
+            NEVER_ISSUED
         };
         let end = async {
             let found = self.store.lease(lease.id.clone()).await?;

@@ -270,6 +270,11 @@ impl Ticket {
         self.attempts
     }
 
+    /// Tells whether it was given up.
+    pub fn cancelled(&self) -> watch::Receiver<bool> {
+        self.cancelled.clone()
+    }
+
     /// Whether it was given up.
     pub fn is_cancelled(&self) -> bool {
         *self.cancelled.borrow()

@@ -83,9 +83,7 @@ impl Door {
             ops.push(op);
             events.extend(event);
         }
-        if known.is_some() {
-            ops.push(Op::WorkloadRemove(workload.clone()));
-        }
+        ops.push(Op::WorkloadRemove(workload.clone()));
         // In this order, so that a crash leaves no lease that is gone and did not end on record. But a
         // full disk must not keep a credential alive.
         let recorded = self.record_all(events).await;
@@ -131,16 +129,28 @@ impl Door {
         let End { op, event } = end_of(lease, reason, self.now_ms());
         // Its end does not wait for the record either.
         let recorded = self.record_all(event.into_iter().collect()).await;
-        match self.store.commit(vec![op]).await {
-            Ok(()) => {
-                self.fault.reached(Step::Revoking);
-                recorded?;
-            }
+        match self.store.commit(self.ending(lease, op).await).await {
+            Ok(()) => self.fault.reached(Step::Revoking),
             Err(StoreError::NotFound(_)) => return Ok(()),
             Err(error) => return Err(store_failed(error)),
         }
         self.hint(0);
-        self.forget_if_idle(&lease.workload).await
+        recorded
+    }
+
+    /// What ends a lease in the store, and forgets its workload if it holds nothing else; the caller has
+    /// its turn.
+    pub(super) async fn ending(&self, lease: &Lease, op: Op) -> Vec<Op> {
+        let mut ops = vec![op];
+        match self.leases_that_live(&lease.workload).await {
+            Ok(live) if live.iter().all(|other| other.id == lease.id) => {
+                ops.push(Op::WorkloadRemove(lease.workload.clone()));
+            }
+            Ok(_) => {}
+            // That it ends matters more.
+            Err(refusal) => tracing::warn!(%refusal, "a workload without leases may stay"),
+        }
+        ops
     }
 
     /// A workload without leases need not be watched or remembered.
@@ -148,14 +158,8 @@ impl Door {
         if !self.leases_that_live(workload).await?.is_empty() {
             return Ok(());
         }
-        match self
-            .store
-            .commit(vec![Op::WorkloadRemove(workload.clone())])
-            .await
-        {
-            Ok(()) | Err(StoreError::NotFound(_)) => Ok(()),
-            Err(error) => Err(store_failed(error)),
-        }
+        let forget = vec![Op::WorkloadRemove(workload.clone())];
+        self.store.commit(forget).await.map_err(store_failed)
     }
 
     /// What a node that has just started must watch. Workloads of an earlier boot of it are dead, and

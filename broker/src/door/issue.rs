@@ -4,7 +4,7 @@
 use super::ends::{End, end_of};
 use super::renew::due;
 use super::{Door, Held, who};
-use crate::engine::{Engines, IssueRequest, Issued};
+use crate::engine::{Certifier, Engines, IssueRequest, Issued};
 use crate::store::{Lease, LeaseState, Op, Source, Workload};
 use mayfly_wire::admin::CredentialConfig;
 use mayfly_wire::audit::Event;
@@ -123,12 +123,13 @@ impl<'a> Work<'a> {
             lease: &id,
             now,
         };
+        let edition = engine.certifier().map(Certifier::edition);
         let issued = match csr {
             Some(csr) => engine.certify(request, csr).await,
             None => engine.issue(request).await,
         };
         let issued = issued.map_err(|error| (error.code(), error.to_string()))?;
-        let sealed = self.seal(config, &id, &issued)?;
+        let sealed = self.seal(config, &id, &issued, edition)?;
         if let Some(before) = before {
             self.end(&before, "replaced").await;
         }
@@ -171,9 +172,11 @@ impl<'a> Work<'a> {
     ) -> Result<Made, Missed> {
         let engine = (self.door.engines.of(config.engine.kind()))
             .map_err(|error| (error.code(), error.to_string()))?;
+        // Asked before: what is published meanwhile is given once more, rather than not at all.
+        let edition = engine.certifier().map(Certifier::edition);
         let issued = engine.reissue(config, &lease).await;
         let issued = issued.map_err(|error| (error.code(), error.to_string()))?;
-        let sealed = self.seal(config, &lease.id, &issued)?;
+        let sealed = self.seal(config, &lease.id, &issued, edition)?;
         if issued.source != lease.source || issued.expires_at != lease.expires_at {
             self.record(Event::Renewed {
                 workload: lease.workload.clone(),
@@ -202,12 +205,14 @@ impl<'a> Work<'a> {
         Ok(sealed)
     }
 
-    /// Seals the fields and drops them.
+    /// Seals the fields and drops them. `edition` is of what others hold too: see
+    /// [`Certifier::edition`].
     fn seal(
         &mut self,
         config: &CredentialConfig,
         lease: &LeaseId,
         issued: &Issued,
+        edition: Option<u64>,
     ) -> Result<Made, Missed> {
         let size: usize = issued.fields.values().map(mayfly_wire::Secret::len).sum();
         self.room = self.room.checked_sub(size).ok_or_else(|| {
@@ -233,7 +238,7 @@ impl<'a> Work<'a> {
         let (path, version) = match &issued.source {
             Source::Kv { path, version } => (Some(path.clone()), Some(*version)),
             Source::Shared { version } => (None, Some(*version)),
-            Source::Sealed(_) | Source::Account { .. } => (None, None),
+            Source::Sealed(_) | Source::Account { .. } => (None, edition),
         };
         let held = Held {
             lease: lease.clone(),

@@ -17,8 +17,6 @@ pub const LIMIT: Duration = Duration::from_secs(10);
 const MOST_CREATES: usize = 1024;
 /// Accounts that are extended or removed at once at one target: enough to keep its connections busy.
 const MOST_UPKEEP: usize = 64;
-/// How often a place at a busy target is asked for.
-const ASK: Duration = Duration::from_millis(2);
 /// What is tried at once at a target that is down, so that it is noticed when it is up again.
 const PROBES: usize = 4;
 
@@ -41,6 +39,8 @@ struct Shared {
 pub struct Lane {
     name: ConnectionName,
     state: Mutex<State>,
+    /// A place is free, or there will be none soon.
+    freed: Notify,
     shared: Arc<Shared>,
 }
 
@@ -52,6 +52,8 @@ struct State {
     problem: Option<String>,
     /// Somebody waited in vain for it since it last did something.
     slow: bool,
+    /// When a place for upkeep was given back last.
+    freed_at: Option<Instant>,
 }
 
 /// What is asked of a target.
@@ -77,6 +79,7 @@ impl Lanes {
             Arc::new(Lane {
                 name: name.clone(),
                 state: Mutex::default(),
+                freed: Notify::new(),
                 shared: Arc::clone(&self.shared),
             })
         });
@@ -138,13 +141,19 @@ impl Lane {
         })
     }
 
-    /// Takes a place as soon as there is one, or says why there will be none soon.
-    pub async fn enter_soon(self: &Arc<Self>, task: Task) -> Result<Pass, String> {
-        let until = Instant::now() + LIMIT;
+    /// Takes a place for upkeep as soon as there is one, or says why there will be none soon: the target
+    /// is down, or nothing gets done there.
+    pub async fn enter_soon(self: &Arc<Self>) -> Result<Pass, String> {
         loop {
-            match self.enter(task) {
-                Err(_) if lock(&self.state).problem.is_none() && Instant::now() < until => {
-                    tokio::time::sleep(ASK).await;
+            let asked = Instant::now();
+            let freed = self.freed.notified();
+            match self.enter(Task::Upkeep) {
+                Err(problem) if lock(&self.state).problem.is_none() => {
+                    let late = tokio::time::timeout(LIMIT, freed).await.is_err();
+                    let last = lock(&self.state).freed_at;
+                    if late && last.is_none_or(|last| last < asked) {
+                        return Err(problem);
+                    }
                 }
                 entered => return entered,
             }
@@ -183,6 +192,7 @@ impl Lane {
                     tracing::warn!(connection = %self.name, %problem, "a target is down");
                 }
                 state.problem = Some(problem.clone());
+                self.freed.notify_waiters();
             }
         }
     }
@@ -225,8 +235,10 @@ impl Drop for Pass {
         let mut state = lock(&self.lane.state);
         let count = state.count(self.task);
         *count = count.saturating_sub(1);
-        drop(state);
         if self.task == Task::Upkeep {
+            state.freed_at = Some(Instant::now());
+            drop(state);
+            self.lane.freed.notify_one();
             self.lane.shared.freed.notify_one();
         }
     }

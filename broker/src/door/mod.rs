@@ -2,7 +2,9 @@
 //! answer. This module alone holds the engines and the store, and what it shows of them goes through
 //! policy and onto the record first. The rest of the broker holds a [`Door`].
 
+mod activate;
 mod apply;
+mod authorities;
 mod backoff;
 mod bundle;
 mod create;
@@ -12,6 +14,7 @@ mod issue;
 mod known;
 mod lanes;
 mod operator;
+mod pages;
 mod plan;
 mod renew;
 mod retire;
@@ -29,6 +32,7 @@ pub use apply::Applied;
 pub use bundle::{Answer, Ask, Held, Served, Waiting};
 pub use known::Heard;
 pub use operator::Operator;
+pub use pages::{LeasePages, WorkloadPages};
 pub use renew::Renewal;
 
 use crate::audit::{AuditError, AuditLog};
@@ -39,11 +43,13 @@ use crate::engine::kv::KvChange;
 use crate::leases::Hint;
 use crate::store::{Lease, Store, StoreError};
 use crate::trial::Fault;
+use activate::Activations;
 use creations::Creations;
 use known::{Locks, Recent, Tombs};
 use lanes::Lanes;
 use mayfly_wire::audit::{Event, Who};
 use mayfly_wire::{Code, CredentialName, Evidence, Refusal, WorkloadKey};
+use renew::Renewing;
 use retire::Retiring;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -111,6 +117,10 @@ pub struct Door {
     lanes: Lanes,
     /// What is being made.
     creations: Creations,
+    /// What is made, and not active yet.
+    activations: Activations,
+    /// What is being renewed.
+    renewing: Renewing,
     /// What another took the place of.
     retiring: Retiring,
     /// What operators took away.
@@ -161,6 +171,8 @@ impl Door {
             applying: tokio::sync::Mutex::default(),
             lanes: Lanes::default(),
             creations: Creations::default(),
+            activations: Activations::default(),
+            renewing: Renewing::default(),
             retiring: Retiring::default(),
             barred: Barred::default(),
             rotations: Mutex::default(),

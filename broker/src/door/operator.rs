@@ -61,7 +61,7 @@ impl<'a> Act<'a> {
 }
 
 /// The operator's answer when an engine fails: the cause, because the caller is an operator.
-fn engine_failed(error: EngineError) -> Refusal {
+pub(super) fn engine_failed(error: EngineError) -> Refusal {
     tracing::warn!(%error, "an operator's request fails");
     Refusal::because(error.code(), error.to_string())
 }

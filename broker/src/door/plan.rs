@@ -1,7 +1,9 @@
 //! What an `apply` would change: a pure comparison of two configurations.
 
 use crate::policy::Judge;
-use mayfly_wire::admin::{Change, ChangeAction, CredentialConfig, Desired};
+use mayfly_wire::admin::{
+    Change, ChangeAction, CredentialConfig, Desired, EngineConfig, GRACE_SECONDS,
+};
 use mayfly_wire::{ConnectionConfig, ConnectionName, CredentialName};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,14 +49,23 @@ pub fn changes(
             .map(|config| (config.name.clone(), config))
             .collect()
     };
+    let (before, after) = (by_name(old.desired), by_name(new.desired));
+    let first = changes.len();
     compare(
         "credential",
-        &by_name(old.desired),
-        &by_name(new.desired),
+        &before,
+        &after,
         settings,
         |name| leases.get(name).copied().unwrap_or(0),
         &mut changes,
     );
+    for change in changes.iter_mut().skip(first).filter(|it| it.leases > 0) {
+        let was = before.values().find(|it| it.name.as_str() == change.name);
+        let now = was.and_then(|was| after.get(&was.name));
+        if let Some((was, now)) = was.zip(now).filter(|(was, now)| is_remade(was, now)) {
+            change.details.push(made_anew(was, now));
+        }
+    }
 
     let all = leases.values().sum();
     let touched = |scope: Option<&str>| match scope {
@@ -95,6 +106,23 @@ pub fn changes(
         });
     }
     changes
+}
+
+/// Whether leases must be made anew: the engine or its settings changed, and what the lease holds is its
+/// own. A stored value at another path takes the old one's place in the same lease.
+pub fn is_remade(was: &CredentialConfig, now: &CredentialConfig) -> bool {
+    let is_kv = |config: &CredentialConfig| matches!(config.engine, EngineConfig::Kv { .. });
+    was.engine != now.engine && !(is_kv(was) && is_kv(now))
+}
+
+/// What becomes of the leases then.
+fn made_anew(was: &CredentialConfig, now: &CredentialConfig) -> String {
+    let told = "each lease is made anew".to_owned();
+    if was.engine.connection().is_none() {
+        return told;
+    }
+    let grace = duration(now.grace_seconds.unwrap_or(GRACE_SECONDS));
+    format!("{told}, and its account is good until its holder has the new one, for {grace} at most")
 }
 
 /// The settings of a credential, in the order in which they are shown.
@@ -327,7 +355,8 @@ mod tests {
             [
                 "Update credential a [ttl: 15m → 5m] 3",
                 "Update credential b [ttl: 1m → 90s; engine: kv → jwt; algorithm: (none) → EdDSA; \
-                 audience: (none) → api; subject: (none) → s; path: y → (none)] 4",
+                 audience: (none) → api; subject: (none) → s; path: y → (none); each lease is \
+                 made anew] 4",
                 "Create credential c [ttl: 1d; engine: kv; path: z] 0",
                 "Delete policy p [] 7",
                 "Update policy q [its text] 3",

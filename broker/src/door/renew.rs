@@ -5,21 +5,45 @@ use super::create::Order;
 use super::ends::CLAIM;
 use super::issue::new_lease_id;
 use super::known::Turn;
-use super::{Change, Door, ended, store_failed, who};
+use super::which::is_stuck;
+use super::{Change, Door, ended, lock, store_failed, who};
 use crate::engine::{Engines, IssueRequest};
 use crate::leases::Hint;
-use crate::store::{Claim, Lease, LeaseState, Op, Source};
+use crate::store::{Claim, Lease, LeaseState, Op, Source, StoreError};
 use crate::trial::Step as Trial;
 use mayfly_wire::admin::CredentialConfig;
 use mayfly_wire::audit::Event;
-use mayfly_wire::{ConnectionName, Refusal, WorkloadKey};
-use std::sync::Arc;
+use mayfly_wire::{ConnectionName, LeaseId, Refusal, WorkloadKey};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 
 /// How long a lease waits before it is looked at again: its node is silent, or the store was. In
 /// milliseconds.
 const AGAIN: u64 = 2000;
 /// And how long at least.
 const SOON: u64 = 200;
+
+/// Leases that are made due in one commit.
+const TOGETHER: usize = 512;
+
+/// Leases that are being renewed by this process.
+#[derive(Default)]
+pub struct Renewing(Mutex<HashSet<LeaseId>>);
+
+struct Only<'a>(&'a Renewing, LeaseId);
+
+impl Renewing {
+    fn begin(&self, lease: &LeaseId) -> Option<Only<'_>> {
+        let is_first = lock(&self.0).insert(lease.clone());
+        is_first.then(|| Only(self, lease.clone()))
+    }
+}
+
+impl Drop for Only<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.0).remove(&self.1);
+    }
+}
 
 /// What became of a lease that was due.
 #[derive(Debug, PartialEq, Eq)]
@@ -129,12 +153,33 @@ impl Door {
     }
 
     /// Has sessions ask again for what could not be made at targets that are up again.
-    pub fn retry_recovered(&self) {
+    pub async fn retry_recovered(&self) {
         for connection in self.lanes.recovered() {
             for workload in self.creations.retry(&connection) {
                 self.say(Change::Workload(workload));
             }
+            if let Err(error) = self.retry_ends(&connection).await {
+                tracing::warn!(%connection, %error, "what could not be ended is tried again later");
+            }
         }
+    }
+
+    /// What could not be ended at a target is tried again now, not when its wait is over.
+    async fn retry_ends(&self, connection: &ConnectionName) -> Result<(), StoreError> {
+        let now = self.now_ms();
+        let mut stuck = self.store.leases_in(LeaseState::Revoking).await?;
+        stuck.retain(|lease| {
+            let is_there = matches!(
+                &lease.source, Source::Account { connection: at, .. } if at == connection
+            );
+            is_there && is_stuck(lease) && lease.due_at > now
+        });
+        for some in stuck.chunks(TOGETHER) {
+            let due = some.iter();
+            let ops = due.map(|lease| Op::LeaseDue(lease.id.clone(), now));
+            self.store.commit(ops.collect()).await?;
+        }
+        Ok(())
     }
 
     /// The settings of a target changed, or its password: it may be well now.
@@ -167,7 +212,13 @@ impl Door {
                 return Ok(Renewal::Nothing);
             }
             LeaseState::Retiring => self.retired(&lease).await,
-            LeaseState::Active => self.renew(&lease, node_lives, in_session).await,
+            LeaseState::Active => {
+                // Its claim ran out while its target took its time.
+                let Some(_only) = self.renewing.begin(&lease.id) else {
+                    return Ok(Renewal::Nothing);
+                };
+                self.renew(&lease, node_lives, in_session).await
+            }
         };
         if result.is_err() {
             // More than once before it expires.
@@ -198,11 +249,14 @@ impl Door {
         Ok(Renewal::Nothing)
     }
 
-    /// The lease as it is now, if nobody has changed it since it was claimed.
+    /// The lease as it is now, if nobody has changed it since it was claimed. That another claims it,
+    /// because this takes long, does not make it another lease.
     async fn still(&self, claimed: &Lease) -> Result<Option<Lease>, Refusal> {
         let found = self.store.lease(claimed.id.clone()).await;
         let found = found.map_err(store_failed)?;
-        Ok(found.filter(|lease| lease.state == claimed.state && lease.due_at == claimed.due_at))
+        let is_it =
+            |lease: &Lease| lease.state == claimed.state && lease.expires_at == claimed.expires_at;
+        Ok(found.filter(is_it))
     }
 
     async fn renew(
@@ -265,7 +319,7 @@ impl Door {
                     expires_at: now.saturating_add(ttl).min(cap),
                     ..lease
                 };
-                self.extend(config, longer, turn).await
+                self.extend(config, claimed, longer, turn).await
             }
             (Step::Replace, Some(config), Some(known), Some(decision)) => {
                 let order = Order {
@@ -286,6 +340,7 @@ impl Door {
     async fn extend(
         &self,
         config: &CredentialConfig,
+        claimed: &Lease,
         lease: Lease,
         turn: Turn<'_>,
     ) -> Result<Renewal, Refusal> {
@@ -299,7 +354,7 @@ impl Door {
             }
             self.fault.reached(Trial::Extended);
             turn = self.locks.turn(&lease.workload).await;
-            if self.still(&lease).await?.is_none() || self.is_dead(&lease.workload) {
+            if self.still(claimed).await?.is_none() || self.is_dead(&lease.workload) {
                 return Ok(Renewal::Nothing);
             }
         }

@@ -27,7 +27,7 @@ impl Door {
         match &lease.source {
             Source::Account { connection, .. } => {
                 let lane = self.lanes.of(connection);
-                lane.enter_soon(Task::Upkeep).await.map(Some)
+                lane.enter_soon().await.map(Some)
             }
             Source::Kv { .. } | Source::Sealed(_) | Source::Shared { .. } => Ok(None),
         }

@@ -1,16 +1,15 @@
 //! What operators can look at: workloads, leases, decisions, the audit log. Each look goes through
 //! policy and onto the record like any other act.
 
-use super::which::fits;
 use super::{Door, Operator, lock, store_failed};
 use crate::store::{Lease, Source};
 use mayfly_wire::admin::{AuditReport, ExplainedPolicy, Explanation, LeaseFilter, LeaseInfo};
-use mayfly_wire::{Code, CredentialName, Evidence, LeaseId, PublishFailure, Refusal, WorkloadKey};
-use std::collections::{BTreeMap, HashMap};
+use mayfly_wire::{Code, CredentialName, Evidence, PublishFailure, Refusal, WorkloadKey};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::broadcast;
 
-/// Leases read in one go.
+/// Workloads read in one go.
 const PAGE: u32 = 1000;
 /// Most audit lines that one request gives.
 const MAX_LINES: usize = 100_000;
@@ -26,30 +25,12 @@ pub struct Known {
 }
 
 impl Door {
-    /// Every workload that holds leases, was refused lately or cannot publish.
+    /// Every workload of [`Door::workload_pages`] at once.
     ///
     /// # Errors
     /// [`Code::Denied`], [`Code::Unavailable`].
-    pub async fn workloads(&self, operator: &Operator) -> Result<Vec<Known>, Refusal> {
-        self.allow_broker(operator, "workloads").await?;
-        let mut counts: HashMap<WorkloadKey, u64> = HashMap::new();
-        self.each_lease(|lease| *counts.entry(lease.workload).or_default() += 1)
-            .await?;
-        let known = self.known(|_| true).await?.into_iter();
-        let unpublished = lock(&self.unpublished).all();
-        let failure = |key: &WorkloadKey| {
-            let mut failing = unpublished.iter();
-            failing
-                .find(|(evidence, _)| evidence.workload == *key)
-                .map(|(_, failure)| failure.clone())
-        };
-        Ok(known
-            .map(|evidence| Known {
-                leases: counts.get(&evidence.workload).copied().unwrap_or(0),
-                failure: failure(&evidence.workload),
-                evidence,
-            })
-            .collect())
+    pub async fn workloads(self: &Arc<Self>, operator: &Operator) -> Result<Vec<Known>, Refusal> {
+        self.workload_pages(operator).await?.all().await
     }
 
     /// What is known of the workloads that are meant.
@@ -141,41 +122,19 @@ impl Door {
         })
     }
 
-    /// The leases that fit a filter.
+    /// Every lease of [`Door::lease_pages`] at once.
     ///
     /// # Errors
     /// [`Code::Denied`], [`Code::Unavailable`].
     pub async fn leases(
-        &self,
+        self: &Arc<Self>,
         operator: &Operator,
         filter: &LeaseFilter,
     ) -> Result<Vec<LeaseInfo>, Refusal> {
-        self.allow_broker(operator, "leases").await?;
-        let mut leases = Vec::new();
-        self.each_lease(|lease| {
-            if fits(filter, &lease) {
-                leases.push(told(lease));
-            }
-        })
-        .await?;
-        Ok(leases)
-    }
-
-    async fn each_lease(&self, mut f: impl FnMut(Lease)) -> Result<(), Refusal> {
-        let mut after: Option<LeaseId> = None;
-        loop {
-            let page = self
-                .store
-                .leases(after.take(), PAGE)
-                .await
-                .map_err(store_failed)?;
-            let full = page.len() >= PAGE as usize;
-            after = page.last().map(|lease| lease.id.clone());
-            page.into_iter().for_each(&mut f);
-            if !full {
-                return Ok(());
-            }
-        }
+        self.lease_pages(operator, filter.clone())
+            .await?
+            .all()
+            .await
     }
 
     /// The evidence of every workload, or of those of one node.
@@ -254,7 +213,7 @@ impl Door {
     }
 }
 
-fn told(lease: Lease) -> LeaseInfo {
+pub(super) fn told(lease: Lease) -> LeaseInfo {
     let (version, account) = match lease.source {
         Source::Kv { version, .. } | Source::Shared { version } => (Some(version), None),
         Source::Account { account, .. } => (None, Some(account)),

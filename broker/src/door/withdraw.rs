@@ -20,8 +20,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// Leases on their way at once: enough to keep the connections to a target busy and to share commits.
-const AT_ONCE: usize = 64;
+/// Leases on their way at once: enough to keep the connections to a target busy while others share
+/// commits.
+const AT_ONCE: usize = 512;
 /// Leases read in one go.
 const PAGE: u32 = 1000;
 /// How often progress is told.
@@ -268,11 +269,9 @@ impl Door {
         let End { op, event } = end_of(&lease, "revoked", due_at);
         // Its end does not wait for the record.
         let recorded = self.record_all(event.into_iter().collect()).await;
-        let stored = self.store.commit(vec![op]).await;
+        let stored = self.store.commit(self.ending(&lease, op).await).await;
         stored.map_err(|error| failed(&error))?;
         recorded.map_err(|refusal| failed(&refusal))?;
-        let idle = self.forget_if_idle(workload).await;
-        idle.map_err(|refusal| failed(&refusal))?;
         if lease.source.has_target() {
             Ok(Some(lease.must_end("revoked", due_at)))
         } else {

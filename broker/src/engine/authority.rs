@@ -3,11 +3,14 @@
 //! One is published before it signs, so that whoever verifies has it by then, and stays published until
 //! the last certificate that it signed has expired. Both follow from when each signs.
 
-use super::EngineError;
 pub use super::ring::Schedule;
+use super::{Answer, Certifier, EngineError};
 use crate::seal::{RecordId, RootKeys, SealError};
 use crate::store::{Op, Store, StoreError};
 use mayfly_wire::Secret;
+use mayfly_wire::admin::{AuthorityInfo, AuthorityState, EngineKind, PublishedAuthority};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::Mutex;
 
@@ -42,6 +45,8 @@ impl From<rcgen::Error> for EngineError {
 pub(super) trait Generation: Sized + Send + Sync {
     /// Where they are kept in the store.
     const META: &'static str;
+    /// The engine that they certify for.
+    const ENGINE: EngineKind;
 
     /// Makes one that signs from then on, a time not before `now`. All times are milliseconds since the
     /// Unix epoch.
@@ -57,6 +62,12 @@ pub(super) trait Generation: Sized + Send + Sync {
     fn freshened(&self, _now: u64, _longest_ttl: u64) -> Result<Option<Self>, AuthorityError> {
         Ok(None)
     }
+
+    /// SHA-256 of what verifies it, as its users' own tools tell it.
+    fn fingerprints(&self) -> Vec<String>;
+
+    /// What verifies all of these, by the names of a holder's files.
+    fn files(all: &[Arc<Self>]) -> BTreeMap<&'static str, String>;
 
     /// All of it, to be sealed.
     fn export(&self) -> Secret;
@@ -202,6 +213,8 @@ pub(super) struct Authority<G> {
     current: RwLock<Arc<Succession<G>>>,
     /// Number of what is stored; held while the next is stored.
     stored: Mutex<u64>,
+    /// The same, for who only looks.
+    edition: AtomicU64,
 }
 
 impl<G: Generation> Authority<G> {
@@ -234,31 +247,13 @@ impl<G: Generation> Authority<G> {
             schedule,
             current: RwLock::new(Arc::new(current)),
             stored: Mutex::new(number),
+            edition: AtomicU64::new(number),
         })
     }
 
     pub(super) fn current(&self) -> Arc<Succession<G>> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&current)
-    }
-
-    /// Makes, publishes and removes authorities as their time comes; says whether anything changed.
-    /// Without any there is nothing to do: the first is made when it is needed.
-    pub(super) async fn maintain(&self, now: u64) -> Result<bool, EngineError> {
-        if self.current().all.is_empty() {
-            return Ok(false);
-        }
-        self.become_right(now, 0, false).await
-    }
-
-    /// Publishes the next authority, unless it is already. Gives the time from which the newest signs.
-    pub(super) async fn rotate(&self, now: u64) -> Result<u64, EngineError> {
-        self.become_right(now, 0, true).await?;
-        Ok(self
-            .current()
-            .all
-            .last()
-            .map_or(now, |last| last.signs_from()))
     }
 
     /// What can sign at `now` for something that lives `ttl` milliseconds.
@@ -296,7 +291,52 @@ impl<G: Generation> Authority<G> {
         self.store.commit(vec![put]).await?;
         *stored = number;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        self.edition.store(number, Ordering::SeqCst);
         Ok(true)
+    }
+}
+
+impl<G: Generation> Certifier for Authority<G> {
+    fn edition(&self) -> u64 {
+        self.edition.load(Ordering::SeqCst)
+    }
+
+    fn published(&self, now: u64) -> AuthorityInfo {
+        let current = self.current();
+        let signing = current.signer(now).map_or(now, Generation::signs_from);
+        let published = current.all.iter().map(|one| PublishedAuthority {
+            state: match one.signs_from().cmp(&signing) {
+                std::cmp::Ordering::Less => AuthorityState::Past,
+                std::cmp::Ordering::Equal => AuthorityState::Signing,
+                std::cmp::Ordering::Greater => AuthorityState::Next,
+            },
+            signs_from: one.signs_from(),
+            fingerprints: one.fingerprints(),
+        });
+        let files = G::files(&current.all).into_iter();
+        AuthorityInfo {
+            engine: G::ENGINE,
+            published: published.collect(),
+            files: files.map(|(name, text)| (name.to_owned(), text)).collect(),
+        }
+    }
+
+    fn maintain(&self, now: u64) -> Answer<'_, bool> {
+        Box::pin(async move {
+            // The first is made when it is needed.
+            if self.current().all.is_empty() {
+                return Ok(false);
+            }
+            self.become_right(now, 0, false).await
+        })
+    }
+
+    fn rotate(&self, now: u64) -> Answer<'_, u64> {
+        Box::pin(async move {
+            self.become_right(now, 0, true).await?;
+            let current = self.current();
+            Ok(current.all.last().map_or(now, |last| last.signs_from()))
+        })
     }
 }
 
@@ -311,6 +351,7 @@ mod tests {
 
     impl Generation for Plain {
         const META: &'static str = "plain";
+        const ENGINE: EngineKind = EngineKind::X509;
 
         fn make(_now: u64, from: u64, schedule: Schedule) -> Result<Self, AuthorityError> {
             let ends = from + 10 * schedule.rotate_every;
@@ -323,6 +364,14 @@ mod tests {
 
         fn ends(&self) -> u64 {
             self.ends
+        }
+
+        fn fingerprints(&self) -> Vec<String> {
+            Vec::new()
+        }
+
+        fn files(_all: &[Arc<Self>]) -> BTreeMap<&'static str, String> {
+            BTreeMap::new()
         }
 
         fn export(&self) -> Secret {

@@ -29,7 +29,7 @@ pub mod x509;
 
 use crate::seal::{RecordId, SealError};
 use crate::store::{Lease, Source, StoreError};
-use mayfly_wire::admin::{CredentialConfig, EngineConfig};
+use mayfly_wire::admin::{AuthorityInfo, CredentialConfig, EngineConfig};
 use mayfly_wire::session::Layout;
 use mayfly_wire::{Code, ConnectionName, EngineKind, Evidence, FieldName, LeaseId, Secret};
 use std::collections::BTreeMap;
@@ -193,6 +193,31 @@ pub trait Engine: Send + Sync {
     fn rotates_at<'a>(&'a self, _credential: &'a CredentialConfig) -> Answer<'a, Option<u64>> {
         Box::pin(async { Ok(None) })
     }
+
+    /// What certifies, in an engine whose credentials are certificates.
+    fn certifier(&self) -> Option<&dyn Certifier> {
+        None
+    }
+}
+
+/// Authorities that follow each other. One is published before it signs, and for as long as what it
+/// signed is good. All times are milliseconds since the Unix epoch.
+pub trait Certifier: Send + Sync {
+    /// Changes with what is published: who holds a certificate is then given it with what is published
+    /// now.
+    fn edition(&self) -> u64;
+
+    /// Those that are published.
+    fn published(&self, now: u64) -> AuthorityInfo;
+
+    /// Makes, publishes and removes authorities as their time comes. To be called every minute or so;
+    /// says whether anything changed. What fails leaves all as it is.
+    fn maintain(&self, now: u64) -> Answer<'_, bool>;
+
+    /// Publishes the next authority now, unless one is published already that does not sign yet. Gives
+    /// the time from which the newest signs: by then every holder of a certificate has been given it.
+    /// What fails leaves all as it is.
+    fn rotate(&self, now: u64) -> Answer<'_, u64>;
 }
 
 /// The engines that there are.

@@ -51,7 +51,7 @@ impl Default for Limits {
             connect: Duration::from_secs(5),
             wait: Duration::from_secs(10),
             idle: Duration::from_secs(60),
-            backoff: (Duration::from_secs(1), Duration::from_secs(30)),
+            backoff: (Duration::from_secs(1), Duration::from_secs(5)),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::integrity::{Integrity, Sum};
 use super::rows::{Meta, Record, column, integer, number, sql};
-use super::{Claim, Configuration, KvRow, Lease, LeaseState, Op, StoreError, claims};
+use super::{Claim, Configuration, KvRow, Lease, LeaseState, Op, StoreError, Workload, claims};
 use crate::audit::HeadCell;
 use mayfly_wire::LeaseId;
 use rusqlite::{Connection, OptionalExtension as _, Params, Transaction, TransactionBehavior};
@@ -83,12 +83,13 @@ impl Writer {
         };
         let mut sum = self.sum;
         let mut broken = Ok(());
+        let mut put = None;
         for job in jobs {
             let integrity = &self.integrity;
             match job {
                 Job::Unit(unit, done) => {
                     let result = alone(&mut transaction, &mut sum, &mut broken, |at, sum| {
-                        apply(at, integrity, sum, &unit)
+                        apply(at, integrity, sum, &mut put, &unit)
                     });
                     outcomes.push(Outcome::Unit(result, done));
                 }
@@ -164,20 +165,29 @@ struct Applying<'a> {
     connection: &'a Connection,
     integrity: &'a Integrity,
     sum: &'a mut Sum,
+    /// What this group put last: leases of one workload come many at once, each with the same evidence.
+    put: &'a mut Option<Box<Workload>>,
 }
 
 fn apply(
     connection: &Connection,
     integrity: &Integrity,
     sum: &mut Sum,
+    put: &mut Option<Box<Workload>>,
     unit: &[Op],
 ) -> Result<(), StoreError> {
     let mut applying = Applying {
         connection,
         integrity,
         sum,
+        put,
     };
-    unit.iter().try_for_each(|op| applying.op(op))
+    let applied = unit.iter().try_for_each(|op| applying.op(op));
+    if applied.is_err() {
+        // It is taken back.
+        *put = None;
+    }
+    applied
 }
 
 impl Applying<'_> {
@@ -188,20 +198,16 @@ impl Applying<'_> {
             Op::LeaseUpdate(lease) => self.lease_update(lease),
             Op::LeaseDue(id, due_at) => self.lease_due(id, *due_at),
             Op::LeaseEnd(id) => self.lease_end(id),
-            Op::WorkloadPut(workload) => {
-                let key = workload.evidence.workload.to_string();
-                self.replace(
+            Op::WorkloadPut(workload) => self.workload_put(workload),
+            Op::WorkloadRemove(key) => {
+                *self.put = None;
+                there_or_not(self.remove(
                     "SELECT mac FROM workloads WHERE key = ?1",
-                    &key,
-                    workload.as_ref(),
-                )
+                    "DELETE FROM workloads WHERE key = ?1",
+                    &key.to_string(),
+                    "workload",
+                ))
             }
-            Op::WorkloadRemove(key) => self.remove(
-                "SELECT mac FROM workloads WHERE key = ?1",
-                "DELETE FROM workloads WHERE key = ?1",
-                &key.to_string(),
-                "workload",
-            ),
             Op::ConfigPut(configuration) => self.config_put(configuration),
             // Wrapped, they carry their own authentication.
             Op::RootKeysPut(wrapped) => self
@@ -216,19 +222,23 @@ impl Applying<'_> {
                 };
                 self.replace("SELECT mac FROM meta WHERE key = ?1", key, &meta)
             }
-            Op::MetaRemove(key) => {
-                let removed = self.remove(
-                    "SELECT mac FROM meta WHERE key = ?1",
-                    "DELETE FROM meta WHERE key = ?1",
-                    key,
-                    "entry",
-                );
-                match removed {
-                    Err(StoreError::NotFound(_)) => Ok(()),
-                    other => other,
-                }
-            }
+            Op::MetaRemove(key) => there_or_not(self.remove(
+                "SELECT mac FROM meta WHERE key = ?1",
+                "DELETE FROM meta WHERE key = ?1",
+                key,
+                "entry",
+            )),
         }
+    }
+
+    fn workload_put(&mut self, workload: &Workload) -> Result<(), StoreError> {
+        if (self.put.as_ref()).is_some_and(|put| put.evidence == workload.evidence) {
+            return Ok(());
+        }
+        let key = workload.evidence.workload.to_string();
+        self.replace("SELECT mac FROM workloads WHERE key = ?1", &key, workload)?;
+        *self.put = Some(Box::new(workload.clone()));
+        Ok(())
     }
 
     fn kv_put(&mut self, row: &KvRow) -> Result<(), StoreError> {
@@ -404,6 +414,14 @@ impl Applying<'_> {
             })
             .map(Option::flatten)
             .map_err(sql)
+    }
+}
+
+/// What need not be there is gone either way.
+fn there_or_not(removed: Result<(), StoreError>) -> Result<(), StoreError> {
+    match removed {
+        Err(StoreError::NotFound(_)) => Ok(()),
+        other => other,
     }
 }
 

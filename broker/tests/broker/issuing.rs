@@ -3,7 +3,7 @@
 use crate::harness::{Dir, evidence};
 use mayfly_broker::engine::ssh::Ssh;
 use mayfly_broker::engine::x509::{Schedule, X509};
-use mayfly_broker::engine::{Engine, EngineError, IssueRequest, Issued};
+use mayfly_broker::engine::{Certifier, Engine, EngineError, IssueRequest, Issued};
 use mayfly_broker::store::{OpenError, SqliteStore};
 use mayfly_broker::unseal::KeyFile;
 use mayfly_wire::LeaseId;
@@ -34,6 +34,17 @@ pub fn config(ttl_seconds: u64, engine: EngineConfig) -> CredentialConfig {
         grace_seconds: None,
         engine,
     }
+}
+
+/// What certifies in an engine that does.
+pub fn certifier(engine: &dyn Engine) -> &dyn Certifier {
+    engine.certifier().unwrap()
+}
+
+/// A file by which others verify what an engine issued.
+pub fn published(engine: &dyn Engine, file: &str) -> String {
+    let info = certifier(engine).published(now());
+    info.files[file].clone()
 }
 
 /// A store, and directories for what is issued.

@@ -158,8 +158,11 @@ async fn ssh_keygen_reads_what_is_issued() {
         "{shown}"
     );
     assert!(shown.contains("Critical Options: (none)"), "{shown}");
-    assert_eq!(text(&files.join("ca.pub")), ssh.user_authorities());
-    assert_eq!(text(&files.join("known_hosts")), ssh.host_authorities());
+    assert_eq!(text(&files.join("ca.pub")), published(&ssh, "ca.pub"));
+    assert_eq!(
+        text(&files.join("known_hosts")),
+        published(&ssh, "known_hosts")
+    );
 }
 
 #[tokio::test]
@@ -251,7 +254,7 @@ async fn keys_change_with_an_overlap_in_which_all_are_let_in() {
     let ssh = place.ssh().await;
     let begin = now() - 700_000;
     issue(&ssh, &user(600, |_| ()), begin).await.unwrap();
-    let signs = ssh.rotate_authority(begin + 1).await.unwrap();
+    let signs = certifier(&ssh).rotate(begin + 1).await.unwrap();
     assert_eq!(signs, begin + 600_001);
     let old = issue(&ssh, &user(600, |_| ()), signs - 1).await.unwrap();
     let old_host = issue(&ssh, &host(600), signs - 1).await.unwrap();
@@ -276,8 +279,8 @@ async fn keys_change_with_an_overlap_in_which_all_are_let_in() {
             assert_eq!(told(sshd.ssh(user, HOST).arg("echo hello")), "hello\n");
         }
     }
-    assert!(ssh.maintain(signs + 600_000).await.unwrap());
-    assert_eq!(ssh.user_authorities().lines().count(), 1);
+    assert!(certifier(&ssh).maintain(signs + 600_000).await.unwrap());
+    assert_eq!(published(&ssh, "ca.pub").lines().count(), 1);
     let last = issue(&ssh, &host(600), now()).await.unwrap();
     let sshd = Sshd::start(&place.publish("last", &last));
     assert_eq!(told(sshd.ssh(&new, HOST).arg("echo hello")), "hello\n");
@@ -333,5 +336,5 @@ async fn what_no_certificate_can_be_is_refused() {
         assert!(problem.contains(found), "{problem}");
         assert!(issue(&ssh, &credential, now()).await.is_err());
     }
-    assert_eq!(ssh.user_authorities(), "");
+    assert_eq!(published(&ssh, "ca.pub"), "");
 }

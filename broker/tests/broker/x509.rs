@@ -101,8 +101,13 @@ async fn openssl_takes_what_is_issued_for_what_it_is() {
         }
         let chain = text(&files.join("tls.crt"));
         assert_eq!(chain.matches("BEGIN CERTIFICATE").count(), 2);
-        assert_eq!(text(&files.join("ca.crt")), x509.ca_bundle());
-        assert_eq!(x509.ca_bundle().matches("BEGIN CERTIFICATE").count(), 1);
+        assert_eq!(text(&files.join("ca.crt")), published(&x509, "ca.crt"));
+        assert_eq!(
+            published(&x509, "ca.crt")
+                .matches("BEGIN CERTIFICATE")
+                .count(),
+            1
+        );
     }
 }
 
@@ -174,9 +179,9 @@ async fn roots_change_with_an_overlap_in_which_all_verify() {
     let begin = now() - 700_000;
     let first = place.publish("first", &issue(&x509, &plain(600), begin).await.unwrap());
     // The next root signs when everybody who holds a certificate has been given it.
-    let signs = x509.rotate_authority(begin + 1).await.unwrap();
+    let signs = certifier(&x509).rotate(begin + 1).await.unwrap();
     assert_eq!(signs, begin + 1 + 600_000);
-    assert_eq!(x509.rotate_authority(begin + 2).await.unwrap(), signs);
+    assert_eq!(certifier(&x509).rotate(begin + 2).await.unwrap(), signs);
     let old = place.publish("old", &issue(&x509, &plain(600), signs - 1).await.unwrap());
     drop(x509);
 
@@ -195,11 +200,11 @@ async fn roots_change_with_an_overlap_in_which_all_verify() {
     // Nobody who still lives has only the first.
     refused(&mut verify(&new, &first));
 
-    assert!(!x509.maintain(signs + 599_999).await.unwrap());
-    assert!(x509.maintain(signs + 600_000).await.unwrap());
-    assert_eq!(x509.ca_bundle().matches("BEGIN").count(), 1);
+    assert!(!certifier(&x509).maintain(signs + 599_999).await.unwrap());
+    assert!(certifier(&x509).maintain(signs + 600_000).await.unwrap());
+    assert_eq!(published(&x509, "ca.crt").matches("BEGIN").count(), 1);
     std::fs::remove_file(new.join("ca.crt")).unwrap();
-    std::fs::write(new.join("ca.crt"), x509.ca_bundle()).unwrap();
+    std::fs::write(new.join("ca.crt"), published(&x509, "ca.crt")).unwrap();
     told(&mut verify(&new, &new));
     refused(&mut verify(&old, &new));
 }
@@ -211,16 +216,16 @@ async fn intermediates_change_under_one_root() {
     const DAY: u64 = 24 * 60 * 60 * 1000;
     let begin = now() - 100 * DAY;
     issue(&x509, &plain(30 * 86_400), begin).await.unwrap();
-    let root = x509.ca_bundle();
+    let root = published(&x509, "ca.crt");
     for day in 1..=100 {
-        let changed = x509.maintain(begin + day * DAY).await.unwrap();
+        let changed = certifier(&x509).maintain(begin + day * DAY).await.unwrap();
         assert_eq!(changed, day % 30 == 0, "day {day}");
     }
     let issued = issue(&x509, &plain(30 * 86_400), now()).await.unwrap();
     let files = place.publish("it", &issued);
     let last = (issued.expires_at / 1000 - 2).to_string();
     told(&mut verify_with(&files, &files, &["-attime", &last]));
-    assert_eq!(x509.ca_bundle(), root);
+    assert_eq!(published(&x509, "ca.crt"), root);
 }
 
 #[tokio::test]
@@ -261,7 +266,7 @@ async fn what_no_certificate_can_be_is_refused() {
     x509.check(&config(300, engine.clone())).unwrap();
     assert!(issue(&x509, &config(300, engine), now()).await.is_err());
     assert_eq!(
-        x509.ca_bundle(),
+        published(&x509, "ca.crt"),
         "",
         "an authority is made for the first certificate"
     );

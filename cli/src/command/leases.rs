@@ -3,7 +3,7 @@
 use crate::client::{Client, encode};
 use crate::command::progress;
 use crate::failure::Failure;
-use crate::output::{Out, table};
+use crate::output::{List, Out, clean};
 use crate::when;
 use mayfly_wire::admin::{LeaseFilter, LeaseInfo, Revoke, Rotate};
 use mayfly_wire::{CredentialName, LeaseId};
@@ -78,8 +78,12 @@ pub struct RotateArgs {
 /// `mayfly leases`
 pub async fn leases(client: &Client, out: Out, args: LeasesArgs) -> Result<(), Failure> {
     let path = format!("/v1/leases{}", query(&args.which.filter(None)));
-    let leases: Vec<LeaseInfo> = client.get(&path).await?;
-    out.show(&leases, |leases| leases_text(leases, when::now()))
+    let (mut list, now) = (List::new(out, &HEADING, "no leases"), when::now());
+    let each = client.each(&path, |lease: LeaseInfo| {
+        list.add(&lease, |lease| (row(lease, now), problem(lease)))
+    });
+    each.await?;
+    list.end()
 }
 
 const REVOKED: progress::Said = progress::Said {
@@ -138,45 +142,36 @@ fn query(filter: &LeaseFilter) -> String {
     }
 }
 
-fn leases_text(leases: &[LeaseInfo], now: u64) -> String {
-    let row = |lease: &LeaseInfo| {
-        let version = lease.version.map(|version| format!("version {version}"));
-        let holds = lease.account.clone().or(version);
-        vec![
-            lease.name.clone(),
-            lease.workload.id(),
-            lease.credential.to_string(),
-            holds.unwrap_or_else(|| "-".to_owned()),
-            state(lease, now),
-            when::relative(lease.issued_at, now),
-            when::relative(lease.expires_at, now),
-            short(lease.lease.as_str()),
-        ]
-    };
-    let mut text = table(
-        &[
-            "WORKLOAD",
-            "ID",
-            "CREDENTIAL",
-            "HOLDS",
-            "STATE",
-            "ISSUED",
-            "EXPIRES",
-            "LEASE",
-        ],
-        leases.iter().map(row).collect(),
-        "no leases",
-    );
-    for lease in leases {
-        if let Some(problem) = &lease.problem {
-            text.push_str(&format!(
-                "\n{}: {}",
-                short(lease.lease.as_str()),
-                crate::output::clean(problem)
-            ));
-        }
-    }
-    text
+const HEADING: [&str; 8] = [
+    "WORKLOAD",
+    "ID",
+    "CREDENTIAL",
+    "HOLDS",
+    "STATE",
+    "ISSUED",
+    "EXPIRES",
+    "LEASE",
+];
+
+fn row(lease: &LeaseInfo, now: u64) -> Vec<String> {
+    let version = lease.version.map(|version| format!("version {version}"));
+    let holds = lease.account.clone().or(version);
+    vec![
+        lease.name.clone(),
+        lease.workload.id(),
+        lease.credential.to_string(),
+        holds.unwrap_or_else(|| "-".to_owned()),
+        state(lease, now),
+        when::relative(lease.issued_at, now),
+        when::relative(lease.expires_at, now),
+        short(lease.lease.as_str()),
+    ]
+}
+
+/// What keeps it from its end.
+fn problem(lease: &LeaseInfo) -> Option<String> {
+    let problem = clean(lease.problem.as_ref()?);
+    Some(format!("{}: {problem}", short(lease.lease.as_str())))
 }
 
 fn state(lease: &LeaseInfo, now: u64) -> String {
@@ -198,6 +193,7 @@ pub fn short(lease: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::table;
     use mayfly_wire::{EngineKind, WorkloadKey};
 
     fn lease() -> LeaseInfo {
@@ -225,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_lease_is_told_in_relative_times() {
-        let text = leases_text(&[lease()], 1_057_000);
+        let text = table(&HEADING, vec![row(&lease(), 1_057_000)], "");
         let line = text.lines().nth(1).unwrap();
         assert!(
             line.contains("57s ago") && line.contains("in 14m 3s"),
@@ -240,9 +236,10 @@ mod tests {
         lease.state = "revoking".into();
         lease.attempts = 3;
         lease.problem = Some("shop: connection refused".into());
-        let text = leases_text(&[lease], 1_590_000);
-        assert!(text.contains("revoking (3 failed, again in 10s)"), "{text}");
-        assert!(text.ends_with(": shop: connection refused"), "{text}");
+        let row = row(&lease, 1_590_000);
+        assert_eq!(row[4], "revoking (3 failed, again in 10s)");
+        let problem = problem(&lease).unwrap();
+        assert!(problem.ends_with(": shop: connection refused"), "{problem}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod audit_text;
+pub mod authority;
 pub mod connection;
 pub mod kv;
 pub mod leases;
@@ -57,6 +58,7 @@ pub fn run(args: Args, environment: Environment) -> Result<ExitCode, Failure> {
             Command::Revoke(args) => leases::revoke(&client, out, args).await,
             Command::Rotate(args) => leases::rotate(&client, out, args).await,
             Command::Connection { command } => connection::run(&client, out, command).await,
+            Command::Authority { command } => authority::run(&client, out, command).await,
             Command::Audit { command } => audit::run(&client, out, command).await,
             Command::Node { command } => node::run(&client, out, command).await,
             Command::Dev(_) => Ok(()),

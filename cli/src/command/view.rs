@@ -2,7 +2,7 @@
 
 use crate::client::{Client, encode};
 use crate::failure::Failure;
-use crate::output::{Out, clean, count, table};
+use crate::output::{List, Out, clean, count};
 use crate::when;
 use mayfly_wire::CredentialName;
 use mayfly_wire::admin::{Explanation, Status, WorkloadInfo};
@@ -87,57 +87,51 @@ pub fn policies(number: u64) -> String {
 
 /// `mayfly workloads`
 pub async fn workloads(client: &Client, out: Out) -> Result<(), Failure> {
-    let workloads: Vec<WorkloadInfo> = client.get("/v1/workloads").await?;
-    out.show(&workloads, |workloads| workloads_text(workloads))
+    let empty = "no workloads: no container has asked for anything yet";
+    let mut list = List::new(out, &WORKLOADS, empty);
+    let each = client.each("/v1/workloads", |workload: WorkloadInfo| {
+        list.add(&workload, |workload| (row(workload), problem(workload)))
+    });
+    each.await?;
+    list.end()
 }
 
-fn workloads_text(workloads: &[WorkloadInfo]) -> String {
-    let rows = workloads
-        .iter()
-        .map(|workload| {
-            let evidence = &workload.evidence;
-            let engine = evidence.container.as_ref();
-            vec![
-                workload.name.clone(),
-                workload.id.clone(),
-                evidence.assurance.as_str().to_owned(),
-                engine.map_or_else(|| "-".to_owned(), |container| container.engine.clone()),
-                evidence.node.clone(),
-                workload.sessions.to_string(),
-                workload.leases.to_string(),
-                workload
-                    .acknowledged
-                    .map_or_else(|| "-".to_owned(), |generation| generation.to_string()),
-            ]
-        })
-        .collect();
-    let mut text = table(
-        &[
-            "NAME",
-            "ID",
-            "ASSURANCE",
-            "ENGINE",
-            "NODE",
-            "SESSIONS",
-            "LEASES",
-            "GENERATION",
-        ],
-        rows,
-        "no workloads: no container has asked for anything yet",
-    );
-    for workload in workloads {
-        if let Some(failure) = &workload.publish_failure {
-            // Writing to a String cannot fail.
-            let _ = write!(
-                text,
-                "\n{} cannot publish: {} ({})",
-                clean(&workload.name),
-                failure.code.phrase(),
-                clean(failure.detail.as_str())
-            );
-        }
-    }
-    text
+const WORKLOADS: [&str; 8] = [
+    "NAME",
+    "ID",
+    "ASSURANCE",
+    "ENGINE",
+    "NODE",
+    "SESSIONS",
+    "LEASES",
+    "GENERATION",
+];
+
+fn row(workload: &WorkloadInfo) -> Vec<String> {
+    let evidence = &workload.evidence;
+    let engine = evidence.container.as_ref();
+    let none = || "-".to_owned();
+    vec![
+        workload.name.clone(),
+        workload.id.clone(),
+        evidence.assurance.as_str().to_owned(),
+        engine.map_or_else(none, |container| container.engine.clone()),
+        evidence.node.clone(),
+        workload.sessions.to_string(),
+        workload.leases.to_string(),
+        (workload.acknowledged).map_or_else(none, |generation| generation.to_string()),
+    ]
+}
+
+/// Why it has no files, if it said so.
+fn problem(workload: &WorkloadInfo) -> Option<String> {
+    let failure = workload.publish_failure.as_ref()?;
+    Some(format!(
+        "{} cannot publish: {} ({})",
+        clean(&workload.name),
+        failure.code.phrase(),
+        clean(failure.detail.as_str())
+    ))
 }
 
 /// `mayfly explain`

@@ -17,6 +17,8 @@ const MANY: u64 = 100_000;
 const FEW: u64 = 100;
 /// Workloads that ask at once while the leases are made: enough that they share each fsync.
 const AT_ONCE: usize = 128;
+/// Leases of each broker in one block: of so many, five are beyond the 99th percentile.
+const BLOCK: u64 = 500;
 
 pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let (mut many, few) = (with_leases(report, MANY)?, with_leases(report, FEW)?);
@@ -57,7 +59,8 @@ fn with_leases(report: &Report, count: u64) -> Result<Linked> {
 }
 
 /// One more lease, of each broker in turn, so that both have the same of whatever else goes on. Each
-/// ends before the next.
+/// ends before the next. What else goes on differs from minute to minute by more than the brokers do, so
+/// they are compared block by block.
 fn issue(options: &Options, report: &mut Report, many: &Linked, few: &Linked) -> Result<()> {
     let name: CredentialName = CREDENTIAL.parse()?;
     let fleets = [few.fleet()?, many.fleet()?];
@@ -69,19 +72,40 @@ fn issue(options: &Options, report: &mut Report, many: &Linked, few: &Linked) ->
         fleet.died(workload)?;
         Ok(micros)
     };
-    for number in 0..options.samples(3000, 500) as u64 {
-        let mut turns: Vec<_> = fleets.iter().zip(&mut samples).collect();
-        // What the first of a pair leaves behind, the second does not always find.
-        if number % 2 == 1 {
-            turns.reverse();
+    let mut ratios = [Vec::new(), Vec::new()];
+    for block in 0..options.samples(20, 3) as u64 {
+        let mut blocks = [Vec::new(), Vec::new()];
+        for number in block * BLOCK..(block + 1) * BLOCK {
+            let mut turns: Vec<_> = fleets.iter().zip(&mut blocks).collect();
+            // What the first of a pair leaves behind, the second does not always find.
+            if number % 2 == 1 {
+                turns.reverse();
+            }
+            for (fleet, samples) in turns {
+                samples.push(one(fleet, number)?);
+            }
         }
-        for (fleet, samples) in turns {
-            samples.push(one(fleet, number)?);
+        for (ratios, percent) in ratios.iter_mut().zip([50, 99]) {
+            let [few, many] = [0, 1].map(|which| percentile(&mut blocks[which], percent));
+            ratios.push(many / few);
+        }
+        for (samples, block) in samples.iter_mut().zip(blocks) {
+            samples.extend(block);
         }
     }
     let [few, many] = samples;
     report.add("issue_100", few, "us", Better::Less)?;
-    report.add("issue_100k", many, "us", Better::Less)
+    report.add("issue_100k", many, "us", Better::Less)?;
+    let [p50, p99] = ratios;
+    report.add("issue_100k_ratio.p50", p50, "", Better::Less)?;
+    report.add("issue_100k_ratio.p99", p99, "", Better::Less)
+}
+
+/// What so many of a hundred samples keep.
+fn percentile(samples: &mut [f64], percent: usize) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    let rank = (samples.len() * percent).div_ceil(100).max(1) - 1;
+    samples.get(rank).copied().unwrap_or(f64::NAN)
 }
 
 /// How many leases live.

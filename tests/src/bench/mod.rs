@@ -12,7 +12,7 @@
 //! | `sessions` | `sessions`, `sessions.cpu.*` |
 //! | `size` | `rss.*`, `binary.*` |
 //! | `idle` | `idle.*`, `rss.*_after_rotations` |
-//! | `many` | `issue_100`, `issue_100k`, `restart_100k`, `rss.broker_100k_leases` |
+//! | `many` | `issue_100`, `issue_100k`, `issue_100k_ratio.*`, `restart_100k`, `rss.broker_100k_leases` |
 //! | `beats` | `heartbeat.*` |
 //! | `revoke` | `revoke_10k` |
 //!
@@ -102,6 +102,7 @@ const MEASURES: [(&[&str], Measure); 14] = [
         &[
             "issue_100",
             "issue_100k",
+            "issue_100k_ratio",
             "restart_100k",
             "rss.broker_100k_leases",
         ],

@@ -59,7 +59,7 @@ pub(super) async fn drop_by(session: &Session, name: &str, text: &str) -> Result
 }
 
 /// Asks again until the answer is 0.
-async fn until_none(session: &Session, sql: &str) -> Result<(), Failure> {
+pub(super) async fn until_none(session: &Session, sql: &str) -> Result<(), Failure> {
     while session.number(sql).await? > 0 {
         tokio::time::sleep(LOOK).await;
     }

@@ -6,6 +6,8 @@
 mod account;
 mod connect;
 mod farewell;
+mod removal;
+mod roles;
 mod scram;
 mod session;
 mod sql;
@@ -14,9 +16,9 @@ mod tls;
 use super::account::{Account, CONTENT};
 use super::connections::Connections;
 use super::fixed::{FixedUsers, SetPassword};
-use super::pool::{Failure, Lent, Limits, Pool, limited};
+use super::pool::{Lent, Limits, Pool, limited};
 use super::root::Roots;
-use super::statements::{self, Dialect, Placeholder, Statement, Values};
+use super::statements::{self, Dialect, Placeholder, Statement};
 use super::{
     Answer, Engine, EngineError, IssueRequest, Issued, lease_record, other_engine, password,
 };
@@ -28,16 +30,10 @@ use mayfly_wire::admin::{CredentialConfig, EngineConfig};
 use mayfly_wire::connection::SCRAM_ITERATIONS;
 use mayfly_wire::engine::SqlSettings;
 use mayfly_wire::{ConnectionName, Secret};
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use removal::Removals;
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// Beyond the end of a lease, a role lasts this part of it in the server, and at least this long: the
-/// broker ends it, and the server only if there is no broker.
-const SLACK: (u32, Duration) = (10, Duration::from_secs(5));
-/// A client that logs in while its role is dropped can come through. It is ended after this time.
-const LATE: Duration = Duration::from_secs(1);
 /// More iterations than these are not done beside other work.
 const FEW: u32 = 128;
 const ALL: [Placeholder; 3] = [
@@ -54,8 +50,7 @@ pub struct Postgres {
     pool: Arc<Pool<Login>>,
     fixed: FixedUsers,
     roots: Arc<Roots>,
-    /// Where sessions that came late will be ended.
-    late: Arc<Mutex<HashSet<ConnectionName>>>,
+    removals: Removals,
 }
 
 /// The statements of a credential, understood.
@@ -83,20 +78,21 @@ impl Postgres {
         ));
         let login = Login::new(Arc::clone(&connections), Arc::clone(&roots), &keys)?;
         let pool = Pool::new(Arc::new(login), Arc::clone(&connections), Limits::default());
+        let pool = Arc::new(pool);
         Ok(Self {
             fixed: FixedUsers::new(store, Arc::clone(&keys), "static/postgres"),
             keys,
             clock,
             connections,
-            pool: Arc::new(pool),
+            removals: Removals::new(Arc::clone(&pool)),
+            pool,
             roots,
-            late: Arc::default(),
         })
     }
 
     /// A session on which nothing can come between any more that was given up before.
     async fn lend(&self, connection: &ConnectionName) -> Result<Lent<Login>, EngineError> {
-        lend(&self.pool, connection).await
+        removal::lend(&self.pool, connection).await
     }
 
     async fn make(&self, request: IssueRequest<'_>) -> Result<Issued, EngineError> {
@@ -197,173 +193,6 @@ impl Postgres {
         let task = move || scram::verifier(&password, salt, iterations);
         let made = tokio::task::spawn_blocking(task).await;
         Ok(made.map_err(|error| EngineError::Unavailable(error.to_string()))??)
-    }
-
-    /// For how long a role must be good in the server.
-    fn remaining(
-        &self,
-        credential: &CredentialConfig,
-        lease: &Lease,
-    ) -> Result<Duration, EngineError> {
-        let left = lease.expires_at.saturating_sub(self.clock.now_ms());
-        if left == 0 {
-            return Err(EngineError::Conflict(format!(
-                "{} has ended already",
-                lease.id
-            )));
-        }
-        // A clock that jumped must not make it last.
-        let ttl = Duration::from_secs(credential.ttl_seconds);
-        let left = Duration::from_millis(left).min(ttl);
-        Ok(left + (ttl / SLACK.0).max(SLACK.1))
-    }
-
-    async fn create_role(
-        &self,
-        credential: &CredentialConfig,
-        lease: &Lease,
-    ) -> Result<(), EngineError> {
-        let Source::Account {
-            connection,
-            account,
-            sealed,
-        } = &lease.source
-        else {
-            return Err(other_engine(lease));
-        };
-        let statements = understand(settings(credential)?).map_err(EngineError::Unfit)?;
-        let kept = self.open(lease, sealed)?;
-        let verifier = self.verifier(connection, kept.password.as_bytes()).await?;
-        let mut lent = self.lend(connection).await?;
-        let until = self.remaining(credential, lease)?;
-        let session = lent.connection()?;
-        let outcome = limited(async {
-            let expiration = session.time_in(until).await?;
-            let values = Values {
-                name: account,
-                password: &verifier,
-                expiration: &expiration,
-            };
-            let text = statements::join(&statements.create, &values).map_err(Failure::Refused)?;
-            session.operators(&text).await
-        });
-        let outcome = outcome.await;
-        lent.done(outcome)
-    }
-
-    async fn extend_role(
-        &self,
-        credential: &CredentialConfig,
-        lease: &Lease,
-    ) -> Result<(), EngineError> {
-        let Source::Account {
-            connection,
-            account,
-            ..
-        } = &lease.source
-        else {
-            return Err(other_engine(lease));
-        };
-        let statements = understand(settings(credential)?).map_err(EngineError::Unfit)?;
-        let mut lent = self.lend(connection).await?;
-        let until = self.remaining(credential, lease)?;
-        let session = lent.connection()?;
-        let outcome = limited(async {
-            let expiration = session.time_in(until).await?;
-            if statements.renew.is_empty() {
-                return session
-                    .transaction(&sql::extend(account, &expiration))
-                    .await;
-            }
-            let values = Values {
-                name: account,
-                password: "",
-                expiration: &expiration,
-            };
-            let text = statements::join(&statements.renew, &values).map_err(Failure::Refused)?;
-            session.operators(&text).await
-        });
-        let outcome = outcome.await;
-        lent.done(outcome)
-    }
-
-    async fn revoke_role(&self, lease: &Lease) -> Result<(), EngineError> {
-        let Source::Account {
-            connection,
-            account,
-            sealed,
-        } = &lease.source
-        else {
-            // Nothing exists for this lease alone.
-            return Ok(());
-        };
-        let kept = self.open(lease, sealed)?;
-        let revoke = understand_revoke(&kept.revoke).map_err(EngineError::Unfit)?;
-        let values = Values {
-            name: account,
-            password: "",
-            expiration: "",
-        };
-        let text = statements::join(&revoke, &values).map_err(EngineError::Unfit)?;
-        let mut lent = self.lend(connection).await?;
-        let session = lent.connection()?;
-        let outcome = limited(async {
-            if revoke.is_empty() {
-                farewell::drop_role(session, account, kept.heir.as_deref()).await
-            } else {
-                farewell::drop_by(session, account, &text).await
-            }
-        });
-        let outcome = outcome.await;
-        lent.done(outcome)?;
-        self.look_again(connection);
-        Ok(())
-    }
-
-    /// Once more ends sessions whose role is gone, a little later.
-    fn look_again(&self, connection: &ConnectionName) {
-        let late = Arc::clone(&self.late);
-        let mut waiting = self.late.lock().unwrap_or_else(PoisonError::into_inner);
-        if !waiting.insert(connection.clone()) {
-            return;
-        }
-        drop(waiting);
-        let (pool, connection) = (Arc::clone(&self.pool), connection.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(LATE).await;
-            late.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&connection);
-            let ended = async {
-                let mut lent = lend(&pool, &connection).await?;
-                let session = lent.connection()?;
-                let outcome = limited(session.number(sql::ORPHANS)).await;
-                lent.done(outcome)
-            };
-            match ended.await {
-                Ok(0) => {}
-                Ok(ended) => {
-                    tracing::info!(%connection, ended, "sessions of dropped roles ended late")
-                }
-                Err(error) => {
-                    tracing::debug!(%connection, %error, "late sessions were not looked for")
-                }
-            }
-        });
-    }
-}
-
-/// A session of which what was given up before is ended.
-async fn lend(pool: &Pool<Login>, connection: &ConnectionName) -> Result<Lent<Login>, EngineError> {
-    let mut lent = pool.lend(connection).await?;
-    let session = lent.connection()?;
-    let ended = limited(pool.connector().end_lost(connection, session)).await;
-    match ended {
-        Ok(()) => Ok(lent),
-        Err(failure) => Err(match lent.done::<()>(Err(failure)) {
-            Ok(()) => EngineError::Unavailable("unknown".to_owned()),
-            Err(error) => error,
-        }),
     }
 }
 

@@ -173,6 +173,19 @@ impl Session {
         Ok(numbers(&self.disturbed(&text).await?))
     }
 
+    /// The same; also gives every answer that is no number.
+    pub(super) async fn transaction_and(
+        &self,
+        inside: &str,
+        after: &str,
+    ) -> Result<(Vec<i64>, Vec<String>), Failure> {
+        let text = format!("BEGIN;{inside}COMMIT;{after}");
+        let answer = self.disturbed(&text).await?;
+        let words = texts(&answer).filter(|text| text.parse::<i64>().is_err());
+        let words = words.map(str::to_owned).collect();
+        Ok((numbers(&answer), words))
+    }
+
     /// The number that a query gives.
     pub(super) async fn number(&self, sql: &str) -> Result<i64, Failure> {
         let answer = self.disturbed(sql).await?;

@@ -6,6 +6,33 @@ pub(super) const ORPHANS: &str = "SELECT count(pg_terminate_backend(s.pid)) \
     FROM pg_catalog.pg_stat_get_activity(NULL) s WHERE s.usesysid <> 0 \
     AND (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.oid = s.usesysid) IS NULL;";
 
+/// Drops those of these roles that are there and need no more than that, and ends their sessions. One
+/// that others hold a lock on is left, too: the others shall not wait for it.
+pub(super) fn drop_roles(names: &[&str]) -> String {
+    format!(
+        "DO $mayfly$ DECLARE roles text[] := {}; it text; \
+         BEGIN SET LOCAL lock_timeout = '100ms'; \
+         PERFORM pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_get_activity(NULL) a \
+         WHERE a.usesysid = ANY (ARRAY(SELECT oid FROM pg_catalog.pg_roles WHERE rolname = ANY (roles))); \
+         FOREACH it IN ARRAY roles LOOP \
+         BEGIN EXECUTE 'DROP ROLE IF EXISTS \"' || it || '\"'; EXCEPTION WHEN OTHERS THEN NULL; END; \
+         END LOOP; END $mayfly$;",
+        array(names)
+    )
+}
+
+/// Those of these roles that are there.
+pub(super) fn which_roles(names: &[&str]) -> String {
+    format!(
+        "SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = ANY ({});",
+        array(names)
+    )
+}
+
+fn array(names: &[&str]) -> String {
+    format!("ARRAY['{}']", names.join("','"))
+}
+
 /// Ends the sessions of a role, if it is there, and drops it. Where that does not go, nobody can log in
 /// as it any more; a lock of somebody else's is not waited for.
 pub(super) fn drop_or_lock(name: &str) -> String {

@@ -131,7 +131,7 @@ pub(super) fn private_file(
     pem("OPENSSH PRIVATE KEY", bytes.expose(), LINE)
 }
 
-fn public_key(public: &[u8]) -> Vec<u8> {
+pub(super) fn public_key(public: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     string(&mut bytes, KEY.as_bytes());
     string(&mut bytes, public);

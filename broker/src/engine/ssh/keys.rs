@@ -1,10 +1,17 @@
 //! The authority's keys: one certifies users, the other hosts.
 
+use super::format::public_key;
 use crate::engine::authority::{AuthorityError, Generation, Schedule};
 use crate::engine::pair::{ED25519, Pair};
 use crate::seal::random;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD_NO_PAD as STANDARD_NO_PAD;
 use mayfly_wire::Secret;
-use mayfly_wire::admin::SshKind;
+use mayfly_wire::admin::{EngineKind, SshKind};
+use rcgen::PublicKeyData as _;
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// A key pair with the seed that it is made from.
@@ -42,6 +49,7 @@ impl Keys {
 
 impl Generation for Keys {
     const META: &'static str = "ssh-authority";
+    const ENGINE: EngineKind = EngineKind::Ssh;
 
     fn make(_now: u64, signs_from: u64, _schedule: Schedule) -> Result<Self, AuthorityError> {
         Ok(Self {
@@ -58,6 +66,23 @@ impl Generation for Keys {
     /// A key says nothing of its end.
     fn ends(&self) -> u64 {
         u64::MAX
+    }
+
+    /// As `ssh-keygen -l` tells them, and whom each certifies.
+    fn fingerprints(&self) -> Vec<String> {
+        let both = [("users", SshKind::User), ("hosts", SshKind::Host)];
+        let told = both.map(|(whom, kind)| {
+            let digest = Sha256::digest(public_key(self.of(kind).der_bytes()));
+            format!("SHA256:{} ({whom})", STANDARD_NO_PAD.encode(digest))
+        });
+        told.into()
+    }
+
+    fn files(all: &[Arc<Self>]) -> BTreeMap<&'static str, String> {
+        let files = super::FILES.into_iter();
+        files
+            .map(|(name, kind)| (name, super::authorities(all, kind)))
+            .collect()
     }
 
     /// From when they sign (8 bytes), and the seeds.

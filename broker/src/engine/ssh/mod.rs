@@ -8,7 +8,9 @@ mod keys;
 
 use super::authority::{Authority, Succession};
 use super::names::{DNS, MAX_NAMES, Name, USER};
-use super::{Answer, Engine, EngineError, IssueRequest, Issued, lease_record, other_engine};
+use super::{
+    Answer, Certifier, Engine, EngineError, IssueRequest, Issued, lease_record, other_engine,
+};
 use crate::seal::{RootKeys, random};
 use crate::store::{Lease, Source, Store, StoreError};
 use format::{Certificate, certificate_line, private_file, public_line};
@@ -66,39 +68,6 @@ impl Ssh {
         }
     }
 
-    /// Makes, publishes and removes keys as their time comes. To be called every minute or so; says
-    /// whether anything changed.
-    ///
-    /// # Errors
-    /// The store's and the seal's; the authority then stays as it is.
-    pub async fn maintain(&self, now: u64) -> Result<bool, EngineError> {
-        self.authority.maintain(now).await
-    }
-
-    /// Publishes the next keys now, unless some are published already that do not sign yet. Gives the
-    /// time from which the newest sign: milliseconds since the Unix epoch. By then every holder of a
-    /// certificate has been given them; the keys before them go when their last certificate has expired.
-    ///
-    /// # Errors
-    /// The store's and the seal's; the authority then stays as it is.
-    pub async fn rotate_authority(&self, now: u64) -> Result<u64, EngineError> {
-        self.authority.rotate(now).await
-    }
-
-    /// The published keys that certify users, one a line, as `TrustedUserCAKeys` of sshd_config(5)
-    /// takes them; none before the first certificate.
-    #[must_use]
-    pub fn user_authorities(&self) -> String {
-        authorities(&self.authority.current(), SshKind::User)
-    }
-
-    /// The published keys that certify hosts, one a line, as a known_hosts file (sshd(8)) takes them;
-    /// none before the first certificate.
-    #[must_use]
-    pub fn host_authorities(&self) -> String {
-        authorities(&self.authority.current(), SshKind::Host)
-    }
-
     async fn make(&self, request: IssueRequest<'_>) -> Result<Issued, EngineError> {
         let wanted = Wanted::read(request.credential).map_err(EngineError::Unfit)?;
         let principals = wanted.principals(&request).map_err(EngineError::Unfit)?;
@@ -149,7 +118,14 @@ impl Ssh {
     }
 }
 
-fn authorities(all: &Succession<Keys>, kind: SshKind) -> String {
+/// The files by which others verify, and whom.
+const FILES: [(&str, SshKind); 2] = [
+    (USER_AUTHORITIES, SshKind::User),
+    (HOST_AUTHORITIES, SshKind::Host),
+];
+
+/// One authority a line.
+fn authorities(all: &[Arc<Keys>], kind: SshKind) -> String {
     let prefix = match kind {
         SshKind::User => "",
         SshKind::Host => "@cert-authority * ",
@@ -158,7 +134,7 @@ fn authorities(all: &Succession<Keys>, kind: SshKind) -> String {
         let line = public_line(keys.of(kind).der_bytes(), "mayfly");
         format!("{prefix}{line}\n")
     };
-    all.all.iter().map(line).collect()
+    all.iter().map(line).collect()
 }
 
 fn field_name(name: &str) -> Result<FieldName, EngineError> {
@@ -173,11 +149,9 @@ fn issued(
     expires_at: u64,
     sealed: Vec<u8>,
 ) -> Result<Issued, EngineError> {
-    for (field, kind) in [
-        (USER_AUTHORITIES, SshKind::User),
-        (HOST_AUTHORITIES, SshKind::Host),
-    ] {
-        fields.insert(field_name(field)?, Secret::from(authorities(all, kind)));
+    for (field, kind) in FILES {
+        let lines = authorities(&all.all, kind);
+        fields.insert(field_name(field)?, Secret::from(lines));
     }
     Ok(Issued {
         fields,
@@ -323,5 +297,9 @@ impl Engine for Ssh {
     /// short.
     fn revoke<'a>(&'a self, _lease: &'a Lease) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn certifier(&self) -> Option<&dyn Certifier> {
+        Some(&self.authority)
     }
 }

@@ -7,12 +7,15 @@ use crate::engine::authority::{AuthorityError, Generation, Schedule, put, take};
 use crate::engine::pair::Pair;
 use crate::seal::random;
 use mayfly_wire::Secret;
+use mayfly_wire::admin::EngineKind;
 use mayfly_wire::audit::hex;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SerialNumber,
 };
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use time::OffsetDateTime;
 
 const DAY: u64 = 24 * 60 * 60 * 1000;
@@ -76,6 +79,7 @@ impl Chain {
 
 impl Generation for Chain {
     const META: &'static str = "x509-authority";
+    const ENGINE: EngineKind = EngineKind::X509;
 
     fn make(now: u64, signs_from: u64, schedule: Schedule) -> Result<Self, AuthorityError> {
         let ends = signs_from
@@ -125,6 +129,19 @@ impl Generation for Chain {
             made: now.max(self.signs_from),
             until,
         }))
+    }
+
+    /// As `openssl x509 -fingerprint -sha256` tells that of the root.
+    fn fingerprints(&self) -> Vec<String> {
+        let digest = Sha256::digest(&self.root.certificate);
+        let bytes: Vec<String> = digest.iter().map(|byte| format!("{byte:02X}")).collect();
+        vec![bytes.join(":")]
+    }
+
+    fn files(all: &[Arc<Self>]) -> BTreeMap<&'static str, String> {
+        let bundle = super::bundle(all);
+        let text = String::from_utf8_lossy(bundle.expose()).into_owned();
+        BTreeMap::from([(super::FIELDS[2], text)])
     }
 
     /// Four times (8 bytes each), then certificate and key of the root and of the intermediate.

@@ -9,7 +9,9 @@ mod csr;
 use super::authority::{Authority, Succession};
 use super::names::{COMMON_NAME, DNS, MAX_NAMES, Name, SPIFFE_ID};
 use super::pair::{Pair, pem};
-use super::{Answer, Engine, EngineError, IssueRequest, Issued, lease_record, other_engine};
+use super::{
+    Answer, Certifier, Engine, EngineError, IssueRequest, Issued, lease_record, other_engine,
+};
 use crate::seal::{RootKeys, random};
 use crate::store::{Lease, Source, Store, StoreError};
 use chain::{Chain, date, serial};
@@ -64,32 +66,6 @@ impl X509 {
             rotate_every: 5 * 365 * DAY,
             publish_ahead: DAY,
         }
-    }
-
-    /// Makes, publishes and removes roots and intermediates as their time comes. To be called every
-    /// minute or so; says whether anything changed.
-    ///
-    /// # Errors
-    /// The store's and the seal's; the authority then stays as it is.
-    pub async fn maintain(&self, now: u64) -> Result<bool, EngineError> {
-        self.authority.maintain(now).await
-    }
-
-    /// Publishes the next root now, unless one is published already that does not sign yet. Gives the
-    /// time from which the newest signs: milliseconds since the Unix epoch. By then every holder of a
-    /// certificate has been given it; the root before it goes when its last certificate has expired.
-    ///
-    /// # Errors
-    /// The store's and the seal's; the authority then stays as it is.
-    pub async fn rotate_authority(&self, now: u64) -> Result<u64, EngineError> {
-        self.authority.rotate(now).await
-    }
-
-    /// The published roots, PEM; none before the first certificate.
-    #[must_use]
-    pub fn ca_bundle(&self) -> String {
-        let bundle = bundle(&self.authority.current());
-        String::from_utf8_lossy(bundle.expose()).into_owned()
     }
 
     /// With a request of the workload's for its own key, or with a key that is made here.
@@ -166,8 +142,8 @@ fn certificates<'a>(all: impl IntoIterator<Item = &'a [u8]>) -> Secret {
     Secret::from(each.concat())
 }
 
-fn bundle(authorities: &Succession<Chain>) -> Secret {
-    certificates(authorities.all.iter().map(|chain| chain.root()))
+fn bundle(authorities: &[Arc<Chain>]) -> Secret {
+    certificates(authorities.iter().map(|chain| chain.root()))
 }
 
 /// The lease's own fields, and the roots as they are now.
@@ -178,7 +154,7 @@ fn issued(
     sealed: Vec<u8>,
 ) -> Result<Issued, EngineError> {
     let [.., roots] = names()?;
-    fields.insert(roots, bundle(authorities));
+    fields.insert(roots, bundle(&authorities.all));
     Ok(Issued {
         fields,
         layout: Layout::Fields,
@@ -321,5 +297,9 @@ impl Engine for X509 {
     /// short.
     fn revoke<'a>(&'a self, _lease: &'a Lease) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn certifier(&self) -> Option<&dyn Certifier> {
+        Some(&self.authority)
     }
 }

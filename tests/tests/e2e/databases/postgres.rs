@@ -9,7 +9,7 @@ use mayfly_tests::harness::{Broker, BrokerOptions, PostgresServer, Realm, wait_u
 use crate::e2e::resilience::app::{ALL, App, SOON};
 
 /// A broker that makes roles at a server, and shares its users in turns.
-pub fn broker(server: &PostgresServer) -> Result<Broker> {
+fn broker(server: &PostgresServer) -> Result<Broker> {
     let broker = Broker::start(Realm::host(), BrokerOptions::default())?;
     let port = server.port();
     let credentials = format!(
@@ -40,7 +40,7 @@ static = ["reports_a", "reports_b"]
     Ok(broker)
 }
 
-pub fn server(settings: &[&str]) -> Result<PostgresServer> {
+fn server(settings: &[&str]) -> Result<PostgresServer> {
     let server = PostgresServer::start(&[&["fsync=off"], settings].concat())?;
     server.psql("CREATE ROLE reports_a LOGIN; CREATE ROLE reports_b LOGIN")?;
     Ok(server)

@@ -9,6 +9,7 @@ macro_rules! say {
     }};
 }
 
+mod authorities;
 mod clocks;
 mod deaths;
 mod hangs;

@@ -49,7 +49,7 @@ fn start() -> Result<(Broker, App)> {
 }
 
 /// The files of one credential, of one generation, copied to `to`.
-fn snapshot(app: &App, name: &str, to: &Path) -> Result<PathBuf> {
+pub fn snapshot(app: &App, name: &str, to: &Path) -> Result<PathBuf> {
     let to = to.join(format!("{name}-{}", mayfly_tests::harness::random_text(6)?));
     std::fs::create_dir(&to)?;
     // A generation may be replaced, and gone, while it is read.
@@ -66,7 +66,7 @@ fn snapshot(app: &App, name: &str, to: &Path) -> Result<PathBuf> {
     })
 }
 
-fn talk(server: &Path, client: &Path) -> Result<String> {
+pub fn talk(server: &Path, client: &Path) -> Result<String> {
     let mut python = Command::new("/usr/bin/python3");
     python.args(["-c", TALK]).arg(server).arg(client);
     output(python.arg("app.e2e.internal"))
@@ -148,7 +148,7 @@ fn a_container_has_its_own_key_certified() -> Result<()> {
 }
 
 /// A server with these files; gives its port.
-fn sshd(files: &Path) -> Result<(Guard, u16)> {
+pub fn sshd(files: &Path) -> Result<(Guard, u16)> {
     std::fs::create_dir_all("/run/sshd")?;
     let (port, here) = (free_port()?, files.display());
     let config = files.join("sshd.conf");
@@ -171,7 +171,7 @@ fn sshd(files: &Path) -> Result<(Guard, u16)> {
     Ok((sshd, port))
 }
 
-fn login(port: u16, files: &Path) -> Result<String> {
+pub fn login(port: u16, files: &Path) -> Result<String> {
     let mut ssh = Command::new("ssh");
     for option in [
         "BatchMode=yes",

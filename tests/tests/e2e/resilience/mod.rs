@@ -2,7 +2,7 @@
 
 pub mod app;
 mod audit;
-mod certificates;
+pub mod certificates;
 pub mod crashes;
 mod dev;
 mod disk;
