@@ -54,21 +54,31 @@ impl Removals {
         connection: &ConnectionName,
         role: &str,
     ) -> Result<bool, EngineError> {
-        let mut answer = self.queue(connection, role);
+        loop {
+            let answer = self.queue(connection, role);
+            // Else who had it among theirs was given up in the middle.
+            if let Some(outcome) = self.outcome(connection, answer).await? {
+                return outcome.map_err(EngineError::Unavailable);
+            }
+        }
+    }
+
+    /// What becomes of one that waits; nobody knows if that is nothing.
+    async fn outcome(
+        &self,
+        connection: &ConnectionName,
+        mut answer: oneshot::Receiver<Outcome>,
+    ) -> Result<Option<Outcome>, EngineError> {
         loop {
             let lent = tokio::select! {
                 biased;
-                outcome = &mut answer => match outcome {
-                    Ok(outcome) => return outcome.map_err(EngineError::Unavailable),
-                    Err(_) => {
-                        // Who had it among theirs was given up in the middle.
-                        answer = self.queue(connection, role);
-                        continue;
-                    }
-                },
+                outcome = &mut answer => return Ok(outcome.ok()),
                 lent = lend(&self.pool, connection) => lent?,
             };
-            self.lead(connection, lent).await?;
+            if !self.lead(connection, lent).await? {
+                // Nothing waits any more: another has it among theirs.
+                return Ok(answer.await.ok());
+            }
         }
     }
 
@@ -106,16 +116,16 @@ impl Removals {
         taken
     }
 
-    /// Removes what waits over this connection, and tells each what became of it.
+    /// Removes what waits over this connection, and tells each what became of it. Says whether anything
+    /// waited.
     async fn lead(
         &self,
         connection: &ConnectionName,
         mut lent: Lent<Login>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         let taken = self.take(connection);
         if taken.is_empty() {
-            // Others have taken it.
-            return lent.done(Ok(()));
+            return lent.done(Ok(false));
         }
         let roles: Vec<&str> = taken.iter().map(|wanted| wanted.role.as_str()).collect();
         let outcome = limited(drop_all(lent.connection()?, &roles)).await;
@@ -141,7 +151,7 @@ impl Removals {
         if gone {
             self.look_again(connection);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Once more ends sessions whose role is gone, a little later.
