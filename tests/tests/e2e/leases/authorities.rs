@@ -11,32 +11,32 @@ use mayfly_tests::harness::{Broker, BrokerOptions, Realm, TempDir, output, wait_
 use crate::e2e::resilience::app::{ALL, App};
 use crate::e2e::resilience::certificates::{login, snapshot, sshd, talk};
 
-/// By then everybody has certificates of the next authority: those that it must wait for live for five
-/// seconds, and are renewed after two thirds of that.
-const CHANGED: Duration = Duration::from_secs(30);
+/// By then everybody has certificates of the next authority: those that it must wait for live for
+/// twelve seconds, and are renewed after two thirds of that.
+const CHANGED: Duration = Duration::from_secs(60);
 /// Longer than a push takes, and shorter than a renewal may.
-const PUSHED: Duration = Duration::from_secs(2);
+const PUSHED: Duration = Duration::from_secs(5);
 
 const SCHEDULES: &str = "[x509]\npublish_ahead_seconds = 1\n[ssh]\npublish_ahead_seconds = 1\n";
 const CERTIFICATES: &str = r#"
 [credential.app-id]
 engine = "x509"
 dns_names = ["app.e2e.internal"]
-ttl = "5s"
+ttl = "12s"
 [credential.slow-id]
 engine = "x509"
 dns_names = ["slow.e2e.internal"]
-ttl = "5s"
+ttl = "12s"
 [credential.host-id]
 engine = "ssh"
 kind = "host"
 principals = ["ssh.e2e.internal"]
-ttl = "5s"
+ttl = "12s"
 [credential.login]
 engine = "ssh"
 kind = "user"
 principals = ["root"]
-ttl = "5s"
+ttl = "12s"
 "#;
 
 /// A directory with a verifier's own copies of what is published.
@@ -191,7 +191,7 @@ fn authorities_are_rotated_and_nobody_who_verifies_notices() -> Result<()> {
     }
     verifier.trusts(&app, files.path())?;
     say!("{rounds} rounds, {:?}", begun.elapsed());
-    ensure!(rounds > 3, "only {rounds} rounds");
+    ensure!(rounds > 1, "only {rounds} rounds");
 
     let record = broker.cli(&["audit", "tail", "-n", "1000"])?;
     ensure!(record.contains("authority.rotate"), "{record}");
