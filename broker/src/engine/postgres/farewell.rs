@@ -46,6 +46,7 @@ pub(super) async fn drop_role(
 /// Locks a role out, and then does what an operator wrote.
 pub(super) async fn drop_by(session: &Session, name: &str, text: &str) -> Result<(), Failure> {
     session.transaction(&sql::lock_out(name)).await?;
+    until_none(session, &sql::end_sessions(name)).await?;
     match session.operators(text).await {
         // They may not bear that nothing is there.
         Err(Failure::Refused(cause)) => {

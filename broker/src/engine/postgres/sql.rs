@@ -48,16 +48,14 @@ pub(super) fn drop_or_lock(name: &str) -> String {
     )
 }
 
-/// Nobody can log in as a role any more, if it is there and the broker's account may change it; its
-/// sessions are ended.
+/// Nobody can log in as a role any more, if it is there and the broker's account may change it.
 pub(super) fn lock_out(name: &str) -> String {
     format!(
         "DO $mayfly$ DECLARE role oid := (SELECT oid FROM pg_catalog.pg_roles \
          WHERE rolname = '{name}' AND rolcanlogin); \
          BEGIN IF role IS NOT NULL THEN \
          BEGIN ALTER ROLE \"{name}\" NOLOGIN PASSWORD NULL; EXCEPTION WHEN insufficient_privilege THEN NULL; END; \
-         END IF; END $mayfly$; {};",
-        end_sessions(name)
+         END IF; END $mayfly$;"
     )
 }
 
