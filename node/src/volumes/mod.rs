@@ -34,6 +34,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
+use users::Having;
 
 /// A sidecar that lives removes its files at the very moment, and so does the shim a second later; the
 /// node goes last.
@@ -66,7 +67,7 @@ struct State {
     ask: Option<Instant>,
     /// Processes that had it when it was asked, one of each mount namespace. Not all of them are of
     /// workloads whose deaths are told.
-    having: Vec<Pidfd>,
+    having: Vec<Having>,
 }
 
 /// What is found at one look.
@@ -113,25 +114,22 @@ impl Keeper {
         let looked = blocking(move || this.volumes.iter().map(|one| look(one, now)).collect());
         let looked: Vec<Looked> = looked.await?;
         for state in &mut *states {
-            if !state.having.iter().all(|one| one.alive().unwrap_or(false)) {
+            if !state.having.iter().all(Having::alive) {
                 state.ask = None;
             }
         }
-        let users = self.users(&looked, states).await?;
+        let mut users = self.users(&looked, states).await?;
         let mut wait = LOOK;
         for (at, (looked, state)) in looked.iter().zip(states).enumerate() {
             let Some(volume) = self.volumes.get(at) else {
                 continue;
             };
-            if let Some(pids) = users.get(&at) {
+            if let Some(having) = users.remove(&at) {
                 state.ask = Some(Instant::now() + ASK);
-                state.having = pids
-                    .iter()
-                    .filter_map(|pid| Pidfd::open(*pid).ok())
-                    .collect();
-                let holders = users::workloads(&self.attestor, volume, pids).await;
-                self.act(volume, looked, state, &holders, pids.is_empty())
-                    .await?;
+                let holders = users::workloads(&self.attestor, volume, &having).await;
+                let unused = having.is_empty();
+                state.having = having;
+                self.act(volume, looked, state, &holders, unused).await?;
             }
             wait = wait.min(state.end_due());
             if let Some(next) = looked.sweep.next {
@@ -147,7 +145,7 @@ impl Keeper {
         self: &Arc<Self>,
         looked: &[Looked],
         states: &[State],
-    ) -> io::Result<HashMap<usize, Vec<u32>>> {
+    ) -> io::Result<HashMap<usize, Vec<Having>>> {
         let now = Instant::now();
         let matters = looked
             .iter()

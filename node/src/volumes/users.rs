@@ -4,15 +4,30 @@
 use super::mount::Volume;
 use crate::attest::{Attestor, Holder};
 use mayfly_kernel::mountinfo::{MOST_BYTES, mounts};
+use mayfly_kernel::pidfd::Pidfd;
 use mayfly_kernel::procdir::ProcDir;
 use nix::sys::stat::{major, minor};
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Arc;
+
+/// A process that has a volume.
+pub(crate) struct Having {
+    pid: u32,
+    /// Tells when it is dead.
+    handle: Arc<Pidfd>,
+}
+
+impl Having {
+    pub(crate) fn alive(&self) -> bool {
+        self.handle.alive().unwrap_or(false)
+    }
+}
 
 /// For each volume, one process of each mount namespace that has it elsewhere than where the node put
 /// it: a service of the host's with mounts of its own has it there too.
-pub(crate) fn processes(volumes: &[&Volume]) -> std::io::Result<Vec<Vec<u32>>> {
-    let mut found = vec![Vec::new(); volumes.len()];
+pub(crate) fn processes(volumes: &[&Volume]) -> std::io::Result<Vec<Vec<Having>>> {
+    let mut found: Vec<Vec<Having>> = volumes.iter().map(|_| Vec::new()).collect();
     // The node's own mount namespace is no container's.
     let mut seen: HashSet<_> = std::fs::read_link("/proc/self/ns/mnt")
         .into_iter()
@@ -38,10 +53,16 @@ pub(crate) fn processes(volumes: &[&Volume]) -> std::io::Result<Vec<Vec<u32>>> {
             // Another process of the namespace may have another root, and see more.
             continue;
         }
+        // One that has died meanwhile has nothing any more. If the pid is another's by now, the handle
+        // only tells of a death too many.
+        let Ok(handle) = Pidfd::open(pid).map(Arc::new) else {
+            continue;
+        };
         seen.insert(namespace);
         for at in having {
-            if let Some(pids) = found.get_mut(at) {
-                pids.push(pid);
+            if let Some(all) = found.get_mut(at) {
+                let handle = Arc::clone(&handle);
+                all.push(Having { pid, handle });
             }
         }
     }
@@ -70,9 +91,13 @@ fn having(directory: &ProcDir, volumes: &[&Volume]) -> Vec<usize> {
 }
 
 /// The workloads of these processes. What is no attested container has none.
-pub(crate) async fn workloads(attestor: &Attestor, volume: &Volume, pids: &[u32]) -> Vec<Holder> {
+pub(crate) async fn workloads(
+    attestor: &Attestor,
+    volume: &Volume,
+    processes: &[Having],
+) -> Vec<Holder> {
     let mut holders: Vec<Holder> = Vec::new();
-    for pid in pids {
+    for Having { pid, .. } in processes {
         // The pid may be another's by now: what counts is what the process has that was attested.
         let has = |directory: &ProcDir| !having(directory, &[volume]).is_empty();
         let Some(holder) = attestor.holder(*pid, has).await else {
