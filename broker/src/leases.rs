@@ -57,6 +57,9 @@ pub async fn run(
     nodes: Arc<Nodes>,
     mut stop: watch::Receiver<bool>,
 ) {
+    if let Err(error) = door.resume().await {
+        tracing::error!(%error, "leases by old settings are replaced at the next start");
+    }
     let mut work = JoinSet::new();
     loop {
         door.due().listen();

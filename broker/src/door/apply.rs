@@ -20,6 +20,8 @@ use std::sync::{Arc, PoisonError};
 const MAX_CREDENTIALS: usize = 10_000;
 /// How long a lease may last, in seconds.
 const TTL: RangeInclusive<u64> = 5..=30 * 86_400;
+/// The entry that names the credentials whose leases must be made anew.
+const ANEW: &str = "anew";
 /// Leases that are looked at in one go.
 const PAGE: u32 = 500;
 
@@ -173,6 +175,10 @@ impl Door {
         let mut ops = vec![Op::ConfigPut(Configuration { number, json })];
         // Another server must not be told the password of this one.
         ops.extend(gone(&applied, &next).flat_map(connections::forgotten));
+        let remade = remade(&applied, &next);
+        if !remade.is_empty() {
+            ops.push(self.intends_anew(&remade).await?);
+        }
         match self.store.commit(ops).await {
             Ok(()) => {}
             Err(StoreError::Conflict(cause)) => {
@@ -185,7 +191,6 @@ impl Door {
             changes = plan.changes.len(),
             "a configuration was applied"
         );
-        let remade = remade(&applied, &next);
         self.connections.configure(next.connections());
         *self.applied.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         if !remade.is_empty() {
@@ -195,25 +200,76 @@ impl Door {
         Ok(plan)
     }
 
-    /// Has new leases take the place of all on these credentials, by their new settings. What is left
-    /// here is replaced when its session looks, or it is due.
+    /// What keeps it on disk that the leases of these credentials must be made anew, with those that a
+    /// configuration before this one left.
+    async fn intends_anew(&self, configs: &[CredentialConfig]) -> Result<Op, Refusal> {
+        let mut names = self.intended().await.map_err(store_failed)?;
+        names.extend(configs.iter().map(|config| config.name.clone()));
+        let json = serde_json::to_vec(&names).map_err(super::inside)?;
+        Ok(Op::MetaPut(ANEW.to_owned(), json))
+    }
+
+    async fn intended(&self) -> Result<BTreeSet<CredentialName>, StoreError> {
+        let Some(json) = self.store.meta(ANEW.to_owned()).await? else {
+            return Ok(BTreeSet::new());
+        };
+        serde_json::from_slice(&json)
+            .map_err(|error| StoreError::Damaged(format!("what an apply left to be done: {error}")))
+    }
+
+    /// Goes on with what an apply had begun when the broker ended: leases by settings that stand no more
+    /// are made anew.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn resume(self: &Arc<Self>) -> Result<(), StoreError> {
+        let applied = self.applied();
+        let names = self.intended().await?;
+        let configs = names.iter().filter_map(|name| applied.credential(name));
+        let configs: Vec<_> = configs.cloned().collect();
+        if !names.is_empty() {
+            let door = Arc::clone(self);
+            self.spawn(async move { door.make_anew(configs).await });
+        }
+        Ok(())
+    }
+
+    /// Has new leases take the place of all on these credentials, by their new settings.
     async fn make_anew(self: Arc<Self>, configs: Vec<CredentialConfig>) {
+        let number = self.applied().number();
+        if let Err(error) = self.make_all_anew(configs).await {
+            tracing::error!(%error, "leases by old settings are replaced at the next start");
+            return;
+        }
+        let _one = self.applying.lock().await;
+        // Another configuration has seen to the rest with its own.
+        if self.applied().number() == number {
+            let done = self
+                .store
+                .commit(vec![Op::MetaRemove(ANEW.to_owned())])
+                .await;
+            if let Err(error) = done {
+                tracing::warn!(%error, "leases are made anew once more at the next start");
+            }
+        }
+    }
+
+    async fn make_all_anew(
+        self: &Arc<Self>,
+        configs: Vec<CredentialConfig>,
+    ) -> Result<(), StoreError> {
         let mut all = Vec::new();
         for config in configs {
-            match self.store.leases_on(config.name.clone()).await {
-                Ok(leases) => all.extend(leases.into_iter().map(|lease| (config.clone(), lease))),
-                Err(error) => {
-                    let credential = &config.name;
-                    tracing::error!(%credential, %error, "old leases are replaced later");
-                }
-            }
+            let leases = self.store.leases_on(config.name.clone()).await?;
+            all.extend(leases.into_iter().map(|lease| (config.clone(), lease)));
         }
         let (teller, _) = Teller::new(all.len());
         each(all, teller, |(config, lease)| {
-            let door = Arc::clone(&self);
+            let door = Arc::clone(self);
             async move { door.make_one_anew(&config, lease).await }
         })
         .await;
+        Ok(())
     }
 
     async fn make_one_anew(

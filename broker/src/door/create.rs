@@ -205,6 +205,14 @@ impl Door {
             self.store.commit(planned).await?;
             self.fault.reached(Step::Planned);
         }
+        // From here on an apply that changes the settings sees the plan. Before, it could not.
+        if !self.is_configured(config) {
+            self.abandon(&lease).await;
+            return Err(Stop::Later(format!(
+                "the settings of {} changed meanwhile",
+                config.name
+            )));
+        }
         let done = self.finish(ticket, pass, order, engine, &lease).await;
         if done.is_err() && lease.state == LeaseState::Planned {
             self.abandon(&lease).await;
@@ -230,6 +238,13 @@ impl Door {
                 "{left} attempts before this one are not cleaned up at the target yet"
             ))),
         }
+    }
+
+    /// Whether a credential has the same engine and settings still.
+    fn is_configured(&self, config: &CredentialConfig) -> bool {
+        let applied = self.applied();
+        let now = applied.credential(&config.name);
+        now.is_some_and(|now| now.engine == config.engine)
     }
 
     /// From planned to active.
@@ -306,7 +321,8 @@ impl Door {
         let end = async {
             let found = self.store.lease(lease.id.clone()).await?;
             match found {
-                Some(found) if found.state != LeaseState::Revoking => {
+                // One that became active meanwhile is somebody's.
+                Some(found) if found.state == LeaseState::Planned => {
                     let ending = found.must_end(reason, self.now_ms());
                     self.store.commit(vec![Op::LeaseUpdate(ending)]).await
                 }

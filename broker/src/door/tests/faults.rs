@@ -1,9 +1,10 @@
 //! The broker killed at each single step, and the target failing at each: what is left is settled.
 
 use super::fuse::At;
-use super::target::{Mode, Target};
+use super::target::{Mode, Target, account};
 use super::world::*;
 use crate::clock::SystemClock;
+use crate::store::{LeaseState, Op};
 use crate::testing::TempDir;
 use mayfly_wire::admin::{LeaseFilter, Revoke, Rotate};
 use std::sync::Arc;
@@ -114,4 +115,39 @@ fn whatever_the_target_does_nothing_is_left_behind() {
             run(&dir, &target, None, settle);
         }
     }
+}
+
+/// A broker that ends between a configuration and the leases that it makes anew would otherwise renew
+/// them by the settings of before, for as long as their workloads live.
+#[test]
+fn what_an_apply_left_to_be_done_is_done_at_the_next_start() {
+    let (dir, target) = (Arc::new(TempDir::new()), Target::new());
+    run(&dir, &target, None, async |world| {
+        begin(world).await;
+        world.connect(1).await.unwrap().bundle().await;
+        let left = Op::MetaPut("anew".into(), br#"["db","gone"]"#.to_vec());
+        world.store.commit(vec![left]).await.unwrap();
+    });
+    let before: Vec<_> = target.accounts().into_keys().collect();
+    assert_eq!(before.len(), 1);
+    run(&dir, &target, None, async |world| {
+        let limit = std::time::Instant::now() + Duration::from_secs(20);
+        let is_done = async || {
+            let active = world.leases().await.into_iter().any(|lease| {
+                lease.credential.as_str() == "db"
+                    && lease.state == LeaseState::Active
+                    && !before.contains(&account(&lease.id))
+            });
+            active && world.store.meta("anew".to_owned()).await.unwrap().is_none()
+        };
+        while !is_done().await {
+            assert!(
+                std::time::Instant::now() < limit,
+                "{:#?}",
+                world.leases().await
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        settle(world).await;
+    });
 }
