@@ -2,7 +2,7 @@
 //!
 //! The sidecar publishes one generation as one directory, and makes `DIR/..data` a link to it by
 //! rename, as kubelet does. A bundle is complete once that link leads to a directory which holds
-//! every name that was asked for.
+//! every name that was asked for, or, if none was, once the sidecar awaits nothing more.
 
 use std::fmt;
 use std::fs;
@@ -19,6 +19,9 @@ use crate::exit::{CONFIGURATION, Failure};
 /// The link to the current generation.
 pub const CURRENT: &str = "..data";
 
+/// Beside it while the first set lacks what can still come by itself.
+const INCOMPLETE: &str = "..incomplete";
+
 /// Why the bundle is not complete.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Missing {
@@ -26,6 +29,8 @@ pub enum Missing {
     Directory,
     /// Nothing was published.
     Bundle,
+    /// Something was published, and the sidecar says that more can come.
+    More,
     /// Something was published, without these.
     Names(Vec<String>),
     /// It cannot be looked at.
@@ -40,6 +45,10 @@ impl fmt::Display for Missing {
                 out,
                 "nothing was published there; look at what the sidecar says, and whether policy \
                  allows this container any credential"
+            ),
+            Self::More => write!(
+                out,
+                "a bundle that is not complete; look at what the sidecar is missing"
             ),
             Self::Names(names) => write!(
                 out,
@@ -70,7 +79,10 @@ pub fn missing(dir: &Path, names: &[String]) -> Option<Missing> {
         }
     }
     if absent.is_empty() {
-        None
+        // The sidecar makes it before it publishes such a set, and removes it after a complete one:
+        // looked for in this order, it cannot be overlooked. Who names what is needed needs no more.
+        let more = names.is_empty() && dir.join(INCOMPLETE).symlink_metadata().is_ok();
+        more.then_some(Missing::More)
     } else {
         Some(Missing::Names(absent))
     }
@@ -161,7 +173,10 @@ mod tests {
         );
         fs::create_dir(path.join("..gen1")).unwrap();
         assert_eq!(missing(path, &[]), None);
+        fs::write(path.join(INCOMPLETE), "").unwrap();
+        assert_eq!(missing(path, &[]), Some(Missing::More));
         fs::write(path.join("..gen1/a"), "").unwrap();
+        assert_eq!(missing(path, &names(&["a"])), None, "it was named");
         let absent = Missing::Names(names(&["b", "c"]));
         assert_eq!(missing(path, &names(&["a", "b", "c"])), Some(absent));
         fs::create_dir(path.join("..gen1/b")).unwrap();

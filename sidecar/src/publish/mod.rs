@@ -50,6 +50,9 @@ pub const MAX_RETIRED: usize = 64;
 /// The symlink to the current generation.
 pub const DATA: &str = "..data";
 const DATA_NEW: &str = "..data_tmp";
+/// Beside it while the first set lacks what can still come by itself. It is there before that set is, and
+/// goes when a complete one is: who sees a set, and then does not see this, has seen a complete one.
+pub const INCOMPLETE: &str = "..incomplete";
 
 /// Who can read what is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -391,6 +394,30 @@ impl Publisher {
         }
     }
 
+    /// Whether no complete set was published yet.
+    pub fn is_incomplete(&self) -> bool {
+        self.current.is_none() || matches!(self.dir.look(INCOMPLETE), Ok(Some(_)))
+    }
+
+    /// Says that the next set is not complete.
+    ///
+    /// # Errors
+    /// What open(2) documents; EEXIST never.
+    pub fn mark_incomplete(&self) -> io::Result<()> {
+        match self.dir.create(INCOMPLETE) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Says that the current set is complete.
+    pub fn mark_complete(&self, trouble: &mut Trouble) {
+        match self.dir.unlink(INCOMPLETE) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => trouble.note("remove", INCOMPLETE, done),
+        }
+    }
+
     /// Overwrites and removes everything that was published.
     pub fn wipe(mut self) -> Trouble {
         let mut trouble = Trouble::default();
@@ -406,6 +433,7 @@ impl Publisher {
             trouble.note("overwrite", &old.name, removed);
         }
         self.drop_links(&mut trouble);
+        self.mark_complete(&mut trouble);
         trouble
     }
 

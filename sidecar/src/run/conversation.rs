@@ -4,8 +4,8 @@ use super::{Runner, tell};
 use crate::clock::{Moment, uptime};
 use crate::ending::Ending;
 use crate::log::{Level, wall_clock};
-use crate::publish::GRACE;
 use crate::publish::item::Item;
+use crate::publish::{GRACE, INCOMPLETE};
 use crate::session::bundle::{self, NotPublished, Outcome, Plan};
 use crate::session::{Failure, NotMade, SILENCE, Session};
 use crate::status::Failed;
@@ -171,10 +171,15 @@ impl Runner<'_> {
             broker: session.clock(),
         };
         let now = Instant::now();
+        let was_incomplete = self.publisher.is_incomplete();
         let Outcome {
-            published,
+            mut published,
             not_made,
         } = bundle::publish(session, bundle, plan, &mut self.publisher, now)?;
+        let mut missing = bundle.missing.iter();
+        if !missing.any(|missing| missing.refusal.code.is_transient()) {
+            self.publisher.mark_complete(&mut published.trouble);
+        }
         self.generation = bundle.generation;
         self.backoff.reset();
         self.complaint = None;
@@ -191,7 +196,7 @@ impl Runner<'_> {
             ];
             self.log.event(Level::Info, "published", &fields);
         }
-        if published.first {
+        if published.first || (was_incomplete && self.options.shim) {
             // Whoever waits for its first set is not told of it.
             self.status.changed_at_ms = Some(wall_clock());
         } else if !published.changed.is_empty() {
@@ -246,8 +251,8 @@ impl Runner<'_> {
     }
 
     /// Says what is missing, once. Returns whether the bundle is to be published: `--once` publishes
-    /// all that was asked for or nothing, and whoever waits for the first set takes it for complete, so
-    /// that it waits for what can still come by itself.
+    /// all that was asked for or nothing. Whoever waits for the first set sees beside it that something
+    /// can still come.
     fn tell_missing(&mut self, missing: &[Missing]) -> Result<bool, Ending> {
         let said =
             |missing: &Missing| format!("{}: {}", missing.name, missing.refusal.code.phrase());
@@ -266,10 +271,19 @@ impl Runner<'_> {
             }
             self.missing = why;
         }
-        let is_first = self.options.once.is_some() || self.publisher.current().is_none();
-        if is_first && !transient.is_empty() {
+        if transient.is_empty() {
+            return Ok(true);
+        }
+        if self.options.once.is_some() {
             let names: Vec<_> = transient.into_iter().map(said).collect();
             let why = format!("the first set waits for {}", names.join("; "));
+            self.complain("nothing is published yet", why);
+            return Ok(false);
+        }
+        if self.publisher.is_incomplete()
+            && let Err(error) = self.publisher.mark_incomplete()
+        {
+            let why = format!("{INCOMPLETE} cannot be made: {error}");
             self.complain("nothing is published yet", why);
             return Ok(false);
         }

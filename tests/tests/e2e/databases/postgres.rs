@@ -183,7 +183,7 @@ ttl = "5m"
     let mut apps = Vec::new();
     for number in 0..3 {
         let begun = Instant::now();
-        let app = App::wanting(&broker.workload_dir(), "hangs-db,plain")?;
+        let app = App::needing(&broker.workload_dir(), "hangs-db,plain", "plain")?;
         app.wait_for_secret("plain", b"a value", SOON)?;
         ensure!(
             begun.elapsed() < Duration::from_secs(4),

@@ -60,7 +60,21 @@ impl App {
         Self::wanting_beside(workload_dir, names, &[])
     }
 
-    /// The same, with more of the host's directories inside, which it can write to.
+    /// The same, whose shell starts as soon as it has those that it needs.
+    pub fn needing(workload_dir: &Path, names: &str, needs: &str) -> Result<Self> {
+        let shim = [
+            "--sidecar",
+            "--sidecar-arg",
+            "--want",
+            "--sidecar-arg",
+            names,
+            "--wait",
+            needs,
+        ];
+        Self::run(workload_dir, "", &shim, &[])
+    }
+
+    /// As [`App::wanting`], with more of the host's directories inside, which it can write to.
     pub fn wanting_beside(
         workload_dir: &Path,
         names: &str,
