@@ -10,7 +10,9 @@ use mayfly_node::upstream::Upstream as _;
 use mayfly_wire::link::{Heartbeat, NodeEvent, SessionRequest, SessionUpdate, Watched};
 use mayfly_wire::session::{Hello, MAX_SERVER_LINE, PROTOCOL, ServerMessage};
 use mayfly_wire::{Assurance, Code, Evidence, Posture, WorkloadKey, sealed};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 
 fn workload() -> WorkloadKey {
     WorkloadKey {
@@ -115,6 +117,36 @@ async fn a_session_streams_both_ways() {
         assert!(start.elapsed() < Duration::from_secs(2), "it stays open");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// The end of sessions that were dropped already must not cut off those that go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_dropped_sessions_leave_the_others_be() {
+    let authority = Authority::new();
+    let server = Server::start(&authority).await;
+    let broker = Arc::new(remote(authority.node_config(&[server.address()])));
+    let mut lasting = broker.session(request()).await.unwrap();
+    lasting.down.recv().await.unwrap();
+    let once = SessionRequest {
+        once: true,
+        ..request()
+    };
+    let mut asking = JoinSet::new();
+    for _ in 0..128 {
+        let (broker, once) = (Arc::clone(&broker), once.clone());
+        asking.spawn(async move {
+            for _ in 0..60 {
+                let mut session = broker.session(once.clone()).await.unwrap();
+                assert!(session.down.recv().await.is_some(), "cut off");
+            }
+        });
+    }
+    asking.join_all().await;
+    let update = SessionUpdate::Ack { generation: 1 };
+    lasting.up.send(update).await.unwrap();
+    let answer = lasting.down.recv().await;
+    assert!(matches!(answer, Some(ServerMessage::Bundle(_))), "cut off");
+    assert_eq!(server.connections(), 1);
 }
 
 #[tokio::test]

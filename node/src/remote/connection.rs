@@ -154,6 +154,9 @@ async fn connect(config: &BrokerConfig, address: &str) -> io::Result<Requests> {
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true)
             .max_header_list_size(16 * 1024)
+            // What still comes for a session that was dropped counts as an error of the stream, over
+            // the whole life of the connection: at 1,024 of them every session would be cut off.
+            .max_local_error_reset_streams(None)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;

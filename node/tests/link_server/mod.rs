@@ -25,6 +25,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -254,6 +255,11 @@ async fn converse(mut body: Incoming, down: mpsc::Sender<Vec<u8>>, state: &State
         workload: request.evidence.workload,
     })
     .await?;
+    if request.once {
+        // On its own, after the message.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        return None;
+    }
     loop {
         let line = next_line(&mut body, &mut input).await?;
         let message: SessionUpdate = serde_json::from_slice(&line).unwrap();

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use mayfly_tests::bench::{self, Options, Report, inside};
+use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -36,6 +37,11 @@ fn main() -> Result<ExitCode> {
         nix::unistd::geteuid().is_root(),
         "containers need root: run `make bench` as root"
     );
+    // Why the node's end of a link says no, it says here alone.
+    tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::WARN)
+        .with_writer(std::io::stderr)
+        .init();
     // It is in target/HOST/PROFILE.
     let own = std::env::current_exe()?;
     let target = own
