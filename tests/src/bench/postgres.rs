@@ -178,11 +178,11 @@ impl Floor {
     }
 }
 
-/// The last statement in a log that begins so. Lines after the first of one begin with a tab.
+/// The last statement in a log that begins so, alone: the broker gives a message of several. Lines after
+/// the first of one begin with a tab.
 fn logged(log: &str, begins: &str) -> Option<String> {
-    let mark = format!("@LOG:  statement: {begins}");
-    let (_, rest) = log.rsplit_once(&mark)?;
-    let end = rest.find("\n@").unwrap_or(rest.len());
+    let (_, rest) = log.rsplit_once(begins)?;
+    let end = rest.find([';', '@']).unwrap_or(rest.len());
     Some(format!("{begins}{}", &rest[..end]).replace("\n\t", "\n"))
 }
 
@@ -193,9 +193,7 @@ fn script(text: &str) -> Result<String> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let name = &rest[..rest.find(|c| !is_name(c)).unwrap_or(rest.len())];
     let text = text.replace(name, "mf_floor_:n");
-    // A semicolon would end the message.
-    let text = text.trim().trim_end_matches(';').replace(';', "\\;");
-    let text = text.replace('\n', " ");
+    let text = text.trim().replace('\n', " ");
     Ok(format!(
         "\\set i :i + 1\n\\set n :client_id * 1000000 + :i\n{text};\n"
     ))
@@ -207,8 +205,8 @@ mod tests {
 
     #[test]
     fn statements_are_found_in_a_log_and_made_a_script() {
-        let log = "@LOG:  statement: BEGIN;COMMIT;\n\
-                   @LOG:  statement: CREATE ROLE \"mf_a_1\"\n\t;\n@LOG:  other\n";
+        let log = "@LOG:  statement: BEGIN;CREATE ROLE \"mf_a_0\";COMMIT;\n\
+                   @LOG:  statement: BEGIN;CREATE ROLE \"mf_a_1\"\n\t;COMMIT;\n@LOG:  other\n";
         let create = script(&logged(log, "CREATE ROLE").unwrap_or_default()).unwrap_or_default();
         assert!(
             create.ends_with("CREATE ROLE \"mf_floor_:n\";\n")
