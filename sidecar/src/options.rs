@@ -32,6 +32,8 @@ mayfly-sidecar: turns what the broker grants to this container into files on a t
   --log-format text|json
                      form of the log on stderr (default text)
   --shim             mayfly-shim listens on the standard input (it says so itself)
+  --awaited NAMES    and starts the application when these are there, joined by commas, or if there
+                     are none a complete set (it says so itself)
   --report           tell the broker what is overdue in DIR, and exit (the shim does so when the
                      sidecar is frozen or dead)
   --allow-swap       accept a tmpfs that can be swapped out
@@ -82,6 +84,9 @@ pub struct Options {
     pub allow_swap: bool,
     /// The shim that started us listens on the standard input.
     pub shim: bool,
+    /// What the shim waits for before it starts the application, if it does: these names, or if there
+    /// are none a complete set.
+    pub awaited: Option<Vec<String>>,
     /// Only say what is overdue, in the place of a sidecar that is frozen or dead.
     pub report: bool,
 }
@@ -113,6 +118,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, l
         log: Format::Text,
         allow_swap: false,
         shim: false,
+        awaited: None,
         report: false,
     };
     let mut once = false;
@@ -139,6 +145,11 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, l
                 }
             }
             Long("shim") => options.shim = true,
+            Long("awaited") => {
+                let names = parser.value()?.string()?;
+                let names = names.split(',').filter(|name| !name.is_empty());
+                options.awaited = Some(names.map(str::to_owned).collect());
+            }
             Long("report") => options.report = true,
             Long("allow-swap") => options.allow_swap = true,
             Long("help") | Short('h') => return Ok(Command::Say(HELP)),

@@ -1,5 +1,6 @@
 //! `[application]`: which process the application is.
 
+use nix::unistd::getppid;
 use serde::Deserialize;
 
 /// Where the application is found.
@@ -17,8 +18,9 @@ pub struct Application {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Process {
-    /// The sidecar's own parent: the shim, which passes signals on.
-    Parent,
+    /// The sidecar's own parent when it started: the shim, which passes signals on. Whoever adopts us
+    /// after its death is another.
+    Parent(i32),
     /// Process 1 of the PID namespace, which the sidecar must have joined.
     Init,
     /// The one process tree in the PID namespace whose program has this name.
@@ -29,7 +31,7 @@ impl TryFrom<String> for Process {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         match text.as_str() {
-            "parent" => Ok(Self::Parent),
+            "parent" => Ok(Self::Parent(getppid().as_raw())),
             "init" => Ok(Self::Init),
             // The kernel keeps 15 bytes of a name (proc_pid_comm(5)).
             other => match other.strip_prefix("name:") {

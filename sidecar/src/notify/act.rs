@@ -1,7 +1,7 @@
 //! One attempt to tell the application.
 
 use super::{Context, http, target};
-use crate::config::{Action, Notify, expect_program};
+use crate::config::{Action, Notify, Process, expect_program};
 use mayfly_kernel::process::prepare_child;
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
@@ -40,7 +40,7 @@ pub async fn perform(notify: &Notify, context: &Context) -> Result<(), String> {
 }
 
 async fn signal_application(signal: Signal, context: &Context) -> Result<(), String> {
-    if context.shim && context.process == Some(crate::config::Process::Parent) {
+    if context.shim && matches!(context.process, Some(Process::Parent(_))) {
         let what = format!("signal {}", signal as i32);
         return context.the_shim.ask(context.telling, &what).await;
     }

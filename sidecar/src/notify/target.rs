@@ -52,12 +52,11 @@ pub fn find(process: Option<&Process>, proc: &Path) -> Result<Pidfd, NotFound> {
         None => Err(NotFound::Unknown),
         Some(Process::Init) if getpid().as_raw() == 1 => Err(NotFound::Ourselves),
         Some(Process::Init) => open(1)?.ok_or(NotFound::Gone),
-        Some(Process::Parent) => {
-            let parent = getppid().as_raw();
-            let found = open(u32::try_from(parent).unwrap_or(0))?;
+        Some(Process::Parent(parent)) => {
+            let found = open(u32::try_from(*parent).unwrap_or(0))?;
             // It is still our parent, so the pid was its own all the time.
             match found {
-                Some(found) if parent > 0 && getppid().as_raw() == parent => Ok(found),
+                Some(found) if getppid().as_raw() == *parent => Ok(found),
                 _ => Err(NotFound::Gone),
             }
         }
@@ -174,9 +173,17 @@ mod tests {
 
     #[test]
     fn a_parent_is_ours() {
-        let parent = find(Some(&Process::Parent), Path::new("/proc")).unwrap();
-        let pid = parent.pid().unwrap().unwrap();
-        assert_eq!(pid, u32::try_from(getppid().as_raw()).unwrap());
+        let proc = Path::new("/proc");
+        let pid = getppid().as_raw();
+        let parent = find(Some(&Process::Parent(pid)), proc).unwrap();
+        assert_eq!(parent.pid().unwrap(), u32::try_from(pid).ok());
+        // One that lives and is not our parent any more: whoever adopted us is not the application.
+        let mut other = Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let former = Process::Parent(i32::try_from(other.id()).unwrap());
+        let found = find(Some(&former), proc);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(matches!(found, Err(NotFound::Gone)));
         assert!(matches!(
             find(None, Path::new("/proc")),
             Err(NotFound::Unknown)

@@ -99,24 +99,30 @@ impl<'a> Draft<'a> {
         self.files.insert(path);
     }
 
-    /// Carries an item over from the last generation as it is. Returns whether that has it.
-    pub fn keep(&mut self, item: &Item) -> bool {
-        let Some(before) = self.before else {
-            return false;
-        };
-        let Some(end) = before.ends.get(item) else {
-            return false;
+    /// Carries an item over from the last generation as it is, if that has it. What somebody took away
+    /// there is not here either, and keeps nothing else from being published.
+    pub fn keep(&mut self, item: &Item) {
+        let Some((before, end)) = self
+            .before
+            .and_then(|before| Some((before, before.ends.get(item)?)))
+        else {
+            return;
         };
         self.expect(item, *end);
         for path in before.files.iter().filter(|path| item.owns(path)) {
-            self.add("keep", path, |before, now, file| match (before, now) {
-                (_, None) => Ok(()),
-                (Some(before), Some(now)) => now.link(before, file),
-                (None, _) => Err(io::ErrorKind::NotFound.into()),
+            let kept = self.add("keep", path, |before, now, file| {
+                let (Some(before), Some(now)) = (before, now) else {
+                    return Ok(before.is_some());
+                };
+                match now.link(before, file) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                    linked => linked.map(|()| true),
+                }
             });
-            self.files.insert(path.clone());
+            if kept != Some(false) {
+                self.files.insert(path.clone());
+            }
         }
-        true
     }
 
     /// Calls `add` with the directory of the last generation and of this one that `path` is in; of this

@@ -90,7 +90,7 @@ impl Generation {
         Ok(())
     }
 
-    /// The inode of one of its files, if it is there.
+    /// The inode of what is at a path in it, if something is.
     pub fn inode(&self, path: &str) -> Option<u64> {
         let stat = match path.rsplit_once('/') {
             None => self.dir.look(path),

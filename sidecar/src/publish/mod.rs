@@ -175,6 +175,13 @@ impl Publisher {
         self.current.as_ref().map(|now| now.name.as_str())
     }
 
+    /// Whether something stands at this path in the current generation.
+    #[must_use]
+    pub fn has(&self, path: &str) -> bool {
+        let current = self.current.as_ref();
+        current.is_some_and(|now| now.inode(path).is_some())
+    }
+
     /// The publishing directory itself.
     #[must_use]
     pub fn dir(&self) -> &Dir {
@@ -402,10 +409,12 @@ impl Publisher {
     /// Says that the next set is not complete.
     ///
     /// # Errors
-    /// What open(2) documents; EEXIST never.
-    pub fn mark_incomplete(&self) -> io::Result<()> {
+    /// [`PublishError::Io`]; EEXIST never.
+    pub fn mark_incomplete(&self) -> Result<(), PublishError> {
         match self.dir.create(INCOMPLETE) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(PublishError::io("make", INCOMPLETE, error))
+            }
             _ => Ok(()),
         }
     }

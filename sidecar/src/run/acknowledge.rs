@@ -65,7 +65,8 @@ impl Runner<'_> {
             );
             let fields = [("why", why.as_str().into())];
             self.log.event(Level::Warn, "not acknowledged", &fields);
-            self.report(self.generation, PublishFault::NotAcknowledged, &why);
+            self.owed
+                .add(self.generation, PublishFault::NotAcknowledged, &why);
         }
         given
     }

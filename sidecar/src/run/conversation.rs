@@ -4,8 +4,8 @@ use super::{Runner, tell};
 use crate::clock::{Moment, uptime};
 use crate::ending::Ending;
 use crate::log::{Level, wall_clock};
+use crate::publish::GRACE;
 use crate::publish::item::Item;
-use crate::publish::{GRACE, INCOMPLETE};
 use crate::session::bundle::{self, NotPublished, Outcome, Plan};
 use crate::session::{Failure, NotMade, SILENCE, Session};
 use crate::status::Failed;
@@ -18,6 +18,9 @@ use tokio::time::{timeout, timeout_at};
 const SAYING: Duration = Duration::from_secs(10);
 /// Longest wait before files are tried again.
 const MAX_RETRY: Duration = Duration::from_secs(30);
+
+/// Of how much that is missing it is said why.
+const MOST_SAID: usize = 64;
 
 /// A bundle that is not published yet, still sealed.
 struct Waiting {
@@ -111,9 +114,9 @@ impl Runner<'_> {
                         return Ok(failure);
                     }
                     session.generation = bundle.generation;
-                    let complete = self.tell_missing(&bundle.missing)?;
+                    let publishable = self.tell_missing(&bundle.missing)?;
                     // A newer bundle is all that the workload holds: one that still waits is void.
-                    waiting = complete.then(|| Waiting {
+                    waiting = publishable.then(|| Waiting {
                         bundle,
                         since: heard,
                         until: self.publisher.room().unwrap_or(heard),
@@ -163,6 +166,25 @@ impl Runner<'_> {
         tell(self.log, &trouble);
     }
 
+    /// Nothing is granted any more, which a withdrawal could not say for want of a session.
+    pub(super) fn withdraw_all(&mut self) {
+        let now = Instant::now();
+        let items: Vec<_> = self
+            .publisher
+            .held()
+            .map(|(item, _)| item.clone())
+            .collect();
+        if items.is_empty() {
+            return;
+        }
+        let (gone, trouble) = self.publisher.withdraw(now, &items);
+        let names: Vec<_> = gone.iter().map(Item::as_str).collect();
+        let fields = [("names", names.join(",").into())];
+        self.log.event(Level::Warn, "withdrawn", &fields);
+        self.changed(now, &gone);
+        tell(self.log, &trouble);
+    }
+
     /// Publishes. Returns whether all of it was made, so that it is to be acknowledged.
     fn publish(&mut self, session: &Session, bundle: &Bundle) -> Result<bool, NotPublished> {
         let plan = Plan {
@@ -171,15 +193,21 @@ impl Runner<'_> {
             broker: session.clock(),
         };
         let now = Instant::now();
-        let was_incomplete = self.publisher.is_incomplete();
+        // It starts with what it finds, and then has all of it.
+        let starts_later = self.awaited.is_some();
+        let mut missing = bundle.missing.iter();
+        let complete = !missing.any(|missing| missing.refusal.code.is_transient());
+        if !complete && self.publisher.is_incomplete() {
+            self.publisher.mark_incomplete()?;
+        }
         let Outcome {
             mut published,
             not_made,
         } = bundle::publish(session, bundle, plan, &mut self.publisher, now)?;
-        let mut missing = bundle.missing.iter();
-        if !missing.any(|missing| missing.refusal.code.is_transient()) {
+        if complete {
             self.publisher.mark_complete(&mut published.trouble);
         }
+        self.look_for_awaited();
         self.generation = bundle.generation;
         self.backoff.reset();
         self.complaint = None;
@@ -196,7 +224,7 @@ impl Runner<'_> {
             ];
             self.log.event(Level::Info, "published", &fields);
         }
-        if published.first || (was_incomplete && self.options.shim) {
+        if starts_later || (published.first && !self.options.shim) {
             // Whoever waits for its first set is not told of it.
             self.status.changed_at_ms = Some(wall_clock());
         } else if !published.changed.is_empty() {
@@ -251,12 +279,14 @@ impl Runner<'_> {
     }
 
     /// Says what is missing, once. Returns whether the bundle is to be published: `--once` publishes
-    /// all that was asked for or nothing. Whoever waits for the first set sees beside it that something
-    /// can still come.
+    /// all that was asked for or nothing.
     fn tell_missing(&mut self, missing: &[Missing]) -> Result<bool, Ending> {
         let said =
             |missing: &Missing| format!("{}: {}", missing.name, missing.refusal.code.phrase());
-        let why: Vec<_> = missing.iter().map(said).collect();
+        let mut why: Vec<_> = missing.iter().take(MOST_SAID).map(said).collect();
+        if missing.len() > MOST_SAID {
+            why.push(format!("and {} more", missing.len() - MOST_SAID));
+        }
         let why = why.join("; ");
         let (transient, lasting): (Vec<_>, Vec<_>) = missing
             .iter()
@@ -271,22 +301,12 @@ impl Runner<'_> {
             }
             self.missing = why;
         }
-        if transient.is_empty() {
+        if transient.is_empty() || self.options.once.is_none() {
             return Ok(true);
         }
-        if self.options.once.is_some() {
-            let names: Vec<_> = transient.into_iter().map(said).collect();
-            let why = format!("the first set waits for {}", names.join("; "));
-            self.complain("nothing is published yet", why);
-            return Ok(false);
-        }
-        if self.publisher.is_incomplete()
-            && let Err(error) = self.publisher.mark_incomplete()
-        {
-            let why = format!("{INCOMPLETE} cannot be made: {error}");
-            self.complain("nothing is published yet", why);
-            return Ok(false);
-        }
-        Ok(true)
+        let names: Vec<_> = transient.into_iter().take(MOST_SAID).map(said).collect();
+        let why = format!("the first set waits for {}", names.join("; "));
+        self.complain("nothing is published yet", why);
+        Ok(false)
     }
 }

@@ -88,8 +88,10 @@ pub async fn run(
         owed: Owed::new(&options.socket, log),
         stopped_for: BTreeSet::new(),
         watch: Watch::new(),
+        awaited: options.awaited.as_deref(),
     };
-    if untold {
+    runner.look_for_awaited();
+    if untold && runner.awaited.is_none() {
         runner.take_up();
     }
     if !missed.is_empty() {
@@ -139,6 +141,8 @@ struct Runner<'a> {
     stopped_for: BTreeSet<Item>,
     /// Whether somebody sets the time of day.
     watch: Watch,
+    /// What the shim will start the application with, until that is there.
+    awaited: Option<&'a [String]>,
 }
 
 impl Runner<'_> {
@@ -187,6 +191,10 @@ impl Runner<'_> {
             return Err(Ending::Denied(failure.to_string()));
         }
         self.complain("session refused", failure.to_string());
+        if code == Code::Denied {
+            // Its leases have ended.
+            self.withdraw_all();
+        }
         Ok(self.backoff.refused(random()))
     }
 
@@ -297,10 +305,21 @@ impl Runner<'_> {
     /// Tells the application, if it is to be told.
     fn changed<'i>(&mut self, now: Instant, items: impl IntoIterator<Item = &'i Item> + Clone) {
         self.status.changed_at_ms = Some(wall_clock());
-        if self.options.once.is_none() {
+        if self.options.once.is_none() && self.awaited.is_none() {
             let generation = self.publisher.current().unwrap_or_default();
             self.notifier.changed(now, items, generation);
         }
+    }
+
+    /// Whether the shim has by now what it starts the application with, as it sees it: what it names, or
+    /// a complete set. From then on there is somebody to tell.
+    fn look_for_awaited(&mut self) {
+        let publisher = &self.publisher;
+        let is_there = |path: &String| publisher.has(path);
+        self.awaited.take_if(|names| match *names {
+            [] => !publisher.is_incomplete(),
+            names => names.iter().all(is_there),
+        });
     }
 
     /// A sidecar before us ended in the middle of telling the application: it is told of everything.

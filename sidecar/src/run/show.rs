@@ -65,7 +65,7 @@ impl Runner<'_> {
         self.log.event(level, event, &fields);
         if told.last {
             let why = format!("{}: {error}", told.what);
-            self.report(self.generation, PublishFault::NotTold, &why);
+            self.owed.add(self.generation, PublishFault::NotTold, &why);
         }
     }
 }

@@ -158,6 +158,22 @@ fn open_into(
                 });
             }
         }
+        for missing in &bundle.missing {
+            let item = Item::from(&missing.name);
+            // What may come back is good until its end, and what is refused for good is gone. Those
+            // that outputs are made of, these keep.
+            if missing.refusal.code.is_transient()
+                && !used.contains(&missing.name)
+                && !plan.config.only_outputs
+                && !plan
+                    .config
+                    .outputs
+                    .iter()
+                    .any(|output| output.item.collides(&item))
+            {
+                draft.keep(&item);
+            }
+        }
         not_made = outputs::put(plan.config, &opened, &bundle.missing, draft);
         not_made.failed.append(&mut taken);
         Ok(())

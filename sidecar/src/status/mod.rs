@@ -144,8 +144,9 @@ impl Board {
             dir.unlink(ALIVE)?;
         }
         let alive = dir.create(ALIVE)?;
-        fchmod(&alive, Mode::from_bits_truncate(0o444))?;
+        // Before anybody else can open it, who could hold a lock against ours.
         fcntl(&alive, FcntlArg::F_OFD_SETLK(&whole(libc::F_WRLCK)))?;
+        fchmod(&alive, Mode::from_bits_truncate(0o444))?;
         let board = Self {
             alive: Some(alive),
             last: String::new(),

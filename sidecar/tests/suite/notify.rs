@@ -115,6 +115,26 @@ fn a_failure_is_seen_tried_again_and_given_up() {
 }
 
 #[test]
+fn a_broker_that_is_away_hears_later_that_nobody_was_told() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let (program, _) = program(&sandbox, "exit 3");
+    let config = sandbox.config(&format!(
+        "[[notify]]\ncommand = [{program:?}]\ndebounce = \"0ms\"\nattempts = 2\n"
+    ));
+    let sidecar = sandbox.start(&["--config", &config]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1")]);
+    peer.publish(&[value("a", "2")]);
+    sidecar.says("could not tell the application");
+    drop((peer, server));
+    sidecar.says("gave up telling the application");
+    let server = Server::bind(&sandbox.socket());
+    let _peer = server.session();
+    assert_eq!(server.report("204 No Content").code, PublishFault::NotTold);
+}
+
+#[test]
 fn a_program_that_others_can_write_is_not_run() {
     let sandbox = Sandbox::new();
     let server = Server::bind(&sandbox.socket());
@@ -317,43 +337,6 @@ fn http_is_asked_and_redirections_are_not_followed() {
     sidecar.says("answered 302");
     sidecar.says("answered 500");
     sidecar.says("told the application how=\"http://127.0.0.1:");
-}
-
-#[test]
-fn the_shim_is_asked_on_the_standard_input() {
-    let sandbox = Sandbox::new();
-    let server = Server::bind(&sandbox.socket());
-    let config = sandbox.config(
-        "[application]\nprocess = \"parent\"\n[[notify]]\non = [\"a\"]\nsignal = \"HUP\"\n\
-         [[notify]]\non = [\"b\"]\nrestart = true\n",
-    );
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-    ours.set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
-    let mut sidecar = std::process::Command::new(env!("CARGO_BIN_EXE_mayfly-sidecar"))
-        .args(["--shim", "--config", &config, "--dir"])
-        .arg(sandbox.dir())
-        .arg("--socket")
-        .arg(sandbox.socket())
-        .stdin(std::os::fd::OwnedFd::from(theirs))
-        .spawn()
-        .unwrap();
-    let mut peer = server.session();
-    let mut shim = BufReader::new(ours);
-    let mut asked = |answer: &str| {
-        let mut line = String::new();
-        shim.read_line(&mut line).unwrap();
-        shim.get_mut().write_all(answer.as_bytes()).unwrap();
-        line
-    };
-    peer.publish(&[value("a", "1"), value("b", "1")]);
-    peer.publish(&[value("a", "2"), value("b", "1")]);
-    assert_eq!(asked("ok\n"), "signal 1\n");
-    peer.publish(&[value("a", "2"), value("b", "2")]);
-    assert_eq!(asked("it does not end\n"), "restart\n");
-    assert_eq!(asked("ok\n"), "restart\n");
-    sidecar.kill().unwrap();
-    sidecar.wait().unwrap();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `sidecar.toml`: what is published, in which form.
 
 use crate::sandbox::Sandbox;
-use crate::server::{Given, Server, fields, value};
+use crate::server::{Given, Server, fields, in_milliseconds, value};
 use mayfly_wire::{Code, PublishFault};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -183,6 +183,48 @@ fn what_is_missing_for_a_while_keeps_its_file_and_what_is_denied_does_not() {
     peer.withdraw("a");
     peer.ping();
     assert!(!sandbox.has("a.json") && !sandbox.has("..data/a.json"));
+}
+
+#[test]
+fn so_it_is_of_what_has_no_output() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let sidecar = sandbox.start(&[]);
+    let mut peer = server.session();
+    peer.publish(&[fields("a", &[("x", b"1"), ("y", b"1")]), value("b", "1")]);
+    let before = [sandbox.identity("a/x"), sandbox.identity("a/y")];
+    for (content, code) in [("2", Code::Unavailable), ("3", Code::Sealed)] {
+        peer.bundle_without(&[value("b", content)], "a", code);
+        peer.acknowledged();
+        assert_eq!(sandbox.read("b"), content.as_bytes());
+        let after = [sandbox.identity("a/x"), sandbox.identity("a/y")];
+        assert_eq!(after, before);
+        let (said, bad) = sandbox.ask(&["health"]);
+        assert!(bad == 1 && said.contains("missing: a: "), "{said}");
+    }
+    // What the application took away keeps nothing else from being published.
+    fs::remove_file(sandbox.dir().join("..data/a/x")).unwrap();
+    peer.bundle_without(&[value("b", "4")], "a", Code::Unavailable);
+    peer.acknowledged();
+    assert_eq!(sandbox.read("b"), b"4");
+    assert!(sandbox.has("a/y") && !sandbox.has("a/x"));
+    peer.bundle_without(&[value("b", "4")], "a", Code::Denied);
+    peer.acknowledged();
+    assert!(!sandbox.has("a") && !sandbox.has("..data/a"));
+    // What is not even named was not granted.
+    peer.publish(&[value("a", "2"), value("b", "4")]);
+    peer.publish(&[value("b", "4")]);
+    assert!(!sandbox.has("a"));
+    // It is good until its end, and no longer.
+    let mut short = value("a", "3");
+    short.expires_at = in_milliseconds(1_000);
+    peer.publish(&[short, value("b", "4")]);
+    peer.bundle_without(&[value("b", "5")], "a", Code::Unavailable);
+    peer.acknowledged();
+    assert_eq!(sandbox.read("a"), b"3");
+    sidecar.says("expired names=\"a\"");
+    assert!(!sandbox.has("a") && !sandbox.has("..data/a"));
+    assert_eq!(sandbox.read("b"), b"5");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use crate::sandbox::Sandbox;
 use crate::server::{Server, fields, value};
 use mayfly_wire::Code;
+use mayfly_wire::session::{Missing, ServerMessage};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -208,6 +209,25 @@ fn a_default_configuration_that_cannot_be_reached_is_not_overlooked() {
 }
 
 #[test]
+fn what_is_denied_between_two_sessions_goes_at_once() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let sidecar = sandbox.start(&[]);
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1"), value("b", "1")]);
+    drop(peer);
+    for code in [Code::Unavailable, Code::Sealed, Code::TooMany] {
+        server.request().refuse(code);
+    }
+    // What is no decision takes nothing away.
+    let request = server.request();
+    assert_eq!(sandbox.read("a"), b"1");
+    request.refuse(Code::Denied);
+    sidecar.says("withdrawn names=\"a,b\"");
+    assert!(!sandbox.has("a") && !sandbox.has("b") && !sandbox.has("..data/a"));
+}
+
+#[test]
 fn once_publishes_acknowledges_and_leaves_the_files() {
     let sandbox = Sandbox::new();
     let server = Server::bind(&sandbox.socket());
@@ -263,6 +283,22 @@ fn what_is_missing_is_said_and_the_rest_published() {
     }
     assert_eq!(sandbox.read("a"), b"1");
     assert_eq!(sidecar.log().matches("missing why=\"b: policy").count(), 1);
+    // However much it is.
+    let mut bundle = peer.sealing.seal(&[value("a", "1")]);
+    bundle.missing = (0..10_000)
+        .map(|number| Missing {
+            name: format!("b{number}").parse().unwrap(),
+            refusal: Code::Denied.into(),
+        })
+        .collect();
+    peer.send(&ServerMessage::Bundle(bundle)).unwrap();
+    peer.acknowledged();
+    let (said, _) = sandbox.ask(&["health"]);
+    assert!(
+        said.contains("b63: ") && said.contains("and 9936 more"),
+        "{said}"
+    );
+    assert!(sidecar.log().len() < 20_000);
 }
 
 #[test]

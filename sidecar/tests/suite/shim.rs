@@ -2,6 +2,7 @@
 
 use crate::sandbox::Sandbox;
 use crate::server::{Server, value};
+use mayfly_wire::Code;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
@@ -13,7 +14,9 @@ struct Shim {
 }
 
 impl Shim {
-    fn start(sandbox: &Sandbox, config: &str) -> Self {
+    /// One that starts its application with these, or if there are none with a complete set; `None` if
+    /// it runs already.
+    fn start(sandbox: &Sandbox, config: &str, awaited: Option<&str>) -> Self {
         let config = sandbox.config(config);
         let (ours, theirs) = UnixStream::pair().unwrap();
         let limit = Some(Duration::from_secs(10));
@@ -23,6 +26,7 @@ impl Shim {
             .arg(sandbox.dir())
             .arg("--socket")
             .arg(sandbox.socket())
+            .args(awaited.map(|names| format!("--awaited={names}")))
             .stdin(std::os::fd::OwnedFd::from(theirs))
             .spawn()
             .unwrap();
@@ -59,6 +63,60 @@ impl Drop for Shim {
     }
 }
 
+const ON_HUP: &str = "[application]\nprocess = \"parent\"\n\
+                      [[notify]]\nsignal = \"HUP\"\ndebounce = \"1ms\"\n[acknowledge]\n";
+const MOMENT: Duration = Duration::from_millis(300);
+
+#[test]
+fn what_runs_with_what_it_waited_for_is_told_whatever_else_is_missing() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let mut shim = Shim::start(&sandbox, ON_HUP, Some("a"));
+    let mut peer = server.session();
+    peer.bundle_without(&[value("c", "1")], "a", Code::Unavailable);
+    peer.acknowledged();
+    peer.bundle_without(&[value("a", "1"), value("c", "1")], "b", Code::Unavailable);
+    peer.acknowledged();
+    // It runs by now, with the first `a`, and nobody says in its place that it uses the second.
+    peer.bundle_without(&[value("a", "2"), value("c", "1")], "b", Code::Unavailable);
+    assert_eq!(shim.is_asked(), "signal 1\n");
+    assert!(peer.is_silent(MOMENT));
+    shim.answer("ok\n");
+    peer.acknowledged();
+    peer.bundle(&[value("a", "2"), value("b", "1"), value("c", "1")]);
+    assert_eq!(shim.is_asked(), "signal 1\n");
+    shim.answer("ok\n");
+    peer.acknowledged();
+}
+
+#[test]
+fn what_is_not_started_is_not_told_and_what_runs_is_even_of_a_first_set() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let mut shim = Shim::start(&sandbox, ON_HUP, Some(""));
+    let mut peer = server.session();
+    for content in ["1", "2"] {
+        peer.bundle_without(&[value("a", content)], "b", Code::Unavailable);
+        peer.acknowledged();
+    }
+    peer.publish(&[value("a", "2"), value("b", "1")]);
+    assert!(shim.is_left_alone(MOMENT));
+    peer.bundle(&[value("a", "2"), value("b", "2")]);
+    assert_eq!(shim.is_asked(), "signal 1\n");
+    shim.answer("ok\n");
+    peer.acknowledged();
+    // Its sidecar was ended, took everything with it, and is started again.
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let mut shim = Shim::start(&sandbox, ON_HUP, None);
+    let mut peer = server.session();
+    peer.bundle(&[value("a", "3")]);
+    assert_eq!(shim.is_asked(), "signal 1\n");
+    assert!(peer.is_silent(MOMENT));
+    shim.answer("ok\n");
+    peer.acknowledged();
+}
+
 #[test]
 fn a_second_request_waits_for_the_answer_to_the_first() {
     let sandbox = Sandbox::new();
@@ -68,6 +126,7 @@ fn a_second_request_waits_for_the_answer_to_the_first() {
         "[application]\nprocess = \"parent\"\n\
          [[notify]]\nsignal = \"HUP\"\ndebounce = \"1ms\"\ntimeout = \"8s\"\n\
          [[notify]]\nrestart = true\ndebounce = \"1ms\"\ntimeout = \"8s\"\n",
+        Some(""),
     );
     let mut peer = server.session();
     peer.publish(&[value("a", "1")]);
@@ -88,6 +147,28 @@ fn a_second_request_waits_for_the_answer_to_the_first() {
 }
 
 #[test]
+fn what_could_not_be_done_is_asked_again() {
+    let sandbox = Sandbox::new();
+    let server = Server::bind(&sandbox.socket());
+    let mut shim = Shim::start(
+        &sandbox,
+        "[application]\nprocess = \"parent\"\n[[notify]]\non = [\"a\"]\nsignal = \"HUP\"\n\
+         [[notify]]\non = [\"b\"]\nrestart = true\n",
+        Some(""),
+    );
+    let mut peer = server.session();
+    peer.publish(&[value("a", "1"), value("b", "1")]);
+    peer.publish(&[value("a", "2"), value("b", "1")]);
+    assert_eq!(shim.is_asked(), "signal 1\n");
+    shim.answer("ok\n");
+    peer.publish(&[value("a", "2"), value("b", "2")]);
+    for answer in ["it does not end\n", "ok\n"] {
+        assert_eq!(shim.is_asked(), "restart\n");
+        shim.answer(answer);
+    }
+}
+
+#[test]
 fn a_late_answer_counts_for_what_it_answers_and_for_nothing_else() {
     let sandbox = Sandbox::new();
     let server = Server::bind(&sandbox.socket());
@@ -96,6 +177,7 @@ fn a_late_answer_counts_for_what_it_answers_and_for_nothing_else() {
         "[application]\nprocess = \"parent\"\n\
          [[notify]]\non = [\"a\"]\nrestart = true\ndebounce = \"1ms\"\ntimeout = \"1s\"\n\
          [[notify]]\non = [\"b\"]\nsignal = \"HUP\"\ndebounce = \"1ms\"\ntimeout = \"8s\"\n",
+        Some(""),
     );
     let notify = |number: usize| {
         let status = sandbox.status();

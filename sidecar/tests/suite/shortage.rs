@@ -2,7 +2,7 @@
 
 use crate::sandbox::{Sandbox, eventually};
 use crate::server::{Server, fields, in_milliseconds, value};
-use mayfly_wire::PublishFault;
+use mayfly_wire::{Code, PublishFault};
 use std::fs;
 use std::time::Duration;
 
@@ -53,6 +53,27 @@ fn what_does_not_fit_costs_nothing_else_its_renewal() {
     peer.ping();
     assert_eq!(sandbox.ask(&["health"]), ("ok\n".to_owned(), 0));
     assert!(!sidecar.log().contains("expired names"));
+}
+
+#[test]
+fn an_incomplete_set_that_cannot_be_marked_is_tried_again() {
+    let sandbox = Sandbox::with("size=1m,nr_inodes=24");
+    let server = Server::bind(&sandbox.socket());
+    let sidecar = sandbox.start(&[]);
+    let mut peer = server.session();
+    let fillers: Vec<_> = (0..30)
+        .map(|n| sandbox.dir().join(format!("f{n}")))
+        .collect();
+    assert!(fillers.iter().any(|filler| fs::write(filler, "").is_err()));
+    peer.bundle_without(&[value("a", "1")], "b", Code::Unavailable);
+    sidecar.says("publishing failed");
+    assert!(!sandbox.has("..data"));
+    for filler in fillers {
+        let _ = fs::remove_file(filler);
+    }
+    peer.acknowledged();
+    assert!(sandbox.has("..incomplete"));
+    assert_eq!(sandbox.read("a"), b"1");
 }
 
 #[test]
