@@ -48,7 +48,7 @@ impl Shim<'_> {
                 self.restart(app, now);
             }
             if let Some(sidecar) = &mut self.sidecar
-                && let Err(failure) = sidecar.start_if_due(now, self.signals.mask_before())
+                && let Err(failure) = sidecar.start_if_due(now, self.signals.mask_before(), None)
             {
                 say(&failure.message);
             }

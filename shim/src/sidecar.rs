@@ -92,12 +92,23 @@ impl Sidecar {
     /// It is in a process group of its own, away from the terminal's Ctrl-C: it must still wipe
     /// when the application has ended. Its stdin is our channel, and it says all on stderr, because
     /// stdout is the application's. When the shim is killed, the kernel asks it to end, and it wipes.
-    pub fn start_if_due(&mut self, now: Instant, mask: SigSet) -> Result<(), Failure> {
+    ///
+    /// While the application is not started, it hears what is `awaited` for that: until then there is
+    /// nobody to tell.
+    pub fn start_if_due(
+        &mut self,
+        now: Instant,
+        mask: SigSet,
+        awaited: Option<&[String]>,
+    ) -> Result<(), Failure> {
         if self.due_in(now) != Some(Duration::ZERO) {
             return Ok(());
         }
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).process_group(0);
+        if let Some(names) = awaited {
+            command.arg(format!("--awaited={}", names.join(",")));
+        }
         prepare_child(&mut command, mask, Signal::SIGTERM);
         let mut start = || {
             let (channel, theirs) = Channel::pair()?;
@@ -292,7 +303,9 @@ mod tests {
         let now = Instant::now();
         let mut sidecar = running(&[], now);
         sidecar.state = State::Due(now);
-        let failure = sidecar.start_if_due(now, SigSet::empty()).unwrap_err();
+        let failure = sidecar
+            .start_if_due(now, SigSet::empty(), None)
+            .unwrap_err();
         assert!(failure.message.contains("/none"), "{failure}");
         assert!(sidecar.due_in(now).is_some());
     }

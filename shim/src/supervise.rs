@@ -107,7 +107,8 @@ impl Shim<'_> {
             }
             let mut time = LOOK.min(deadline - now);
             if let Some(sidecar) = &mut self.sidecar {
-                sidecar.start_if_due(now, self.signals.mask_before())?;
+                let mask = self.signals.mask_before();
+                sidecar.start_if_due(now, mask, Some(&self.run.wait))?;
                 time = sidecar.due_in(now).map_or(time, |due| due.min(time));
             }
             self.signals.wait(Some(time), None).map_err(lost)?;

@@ -76,7 +76,7 @@ fn the_application_reads_and_can_do_nothing_to_it() {
         assert!(output.status.success(), "{}", text(&output.stderr));
         let dir = place.secrets();
         let expected = format!(
-            "{}--shim --dir {} --mode 0440\n{}{}",
+            "{}--shim --dir {} --mode 0440 --awaited=\n{}{}",
             ids(1000, 1001, "00"),
             dir.display(),
             ids(uid, 1001, "e0"),

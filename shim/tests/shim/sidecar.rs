@@ -29,7 +29,7 @@ fn it_gets_its_arguments_and_wipes_before_the_end() {
     assert_eq!(text(&output.stdout), "value\n");
     let dir = place.secrets();
     let expected = format!(
-        "started --shim --dir {} --socket /w\nwiped\n",
+        "started --shim --dir {} --socket /w --awaited=a\nwiped\n",
         dir.display()
     );
     assert_eq!(log(&place), expected);
@@ -111,9 +111,11 @@ fn a_refused_set_up_ends_at_once() {
 fn one_that_dies_later_is_started_again() {
     let place = Place::new();
     let sidecar = place.script("sidecar", &format!("echo $$ >> $PLACE/pids\n{SIDECAR}"));
-    let app = place.script("app", "while ! [ -e $PLACE/stop ]; do sleep 0.01; done");
+    let app = "touch $PLACE/runs; while ! [ -e $PLACE/stop ]; do sleep 0.01; done";
+    let app = place.script("app", app);
     let options = ["--sidecar", "--sidecar-path", &sidecar, "--", &app];
     let child = place.shim(&options).spawn().unwrap();
+    wait_for(|| place.path("runs").exists());
     let pids = || std::fs::read_to_string(place.path("pids")).unwrap_or_default();
     for lives in 1..4 {
         wait_for(|| log(&place).matches("started").count() == lives);
@@ -123,7 +125,14 @@ fn one_that_dies_later_is_started_again() {
     wait_for(|| log(&place).matches("started").count() == 4);
     std::fs::write(place.path("stop"), "").unwrap();
     assert!(end_of(child).status.success());
-    assert!(log(&place).ends_with("wiped\n"));
+    let log = log(&place);
+    assert!(log.ends_with("wiped\n"));
+    // From then on there is somebody to tell.
+    let (first, later) = log.split_once('\n').unwrap();
+    assert!(
+        first.ends_with(" --awaited=") && !later.contains("--awaited"),
+        "{log}"
+    );
 }
 
 #[test]
