@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -171,6 +171,19 @@ impl Broker {
         };
         process.signal(signal)?;
         process.wait(Duration::from_secs(10)).map(drop)
+    }
+
+    /// Waits for an end that it comes to by itself, and gives its exit status: 128 and the signal when one
+    /// ended it.
+    ///
+    /// # Errors
+    /// When it does not run, or still does after `limit`.
+    pub fn ends(&mut self, limit: Duration) -> Result<i32> {
+        let Some(mut process) = self.process.take() else {
+            bail!("the broker does not run")
+        };
+        let status = process.wait(limit)?;
+        status.code().context("the guard was killed")
     }
 
     /// Its pid, in the host's pid namespace.

@@ -37,11 +37,7 @@ impl PostgresServer {
     /// # Errors
     /// It is not installed (`tests/setup` does that), or does not start.
     pub fn start(settings: &[&str]) -> io::Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        // Short: a unix socket's path has 108 bytes at most.
-        let dir = std::env::temp_dir().join(format!("mayfly-pg-{}-{number}", std::process::id()));
-        std::fs::create_dir(&dir)?;
+        let dir = new_dir()?;
         let mut server = Self {
             dir,
             port: free_port()?,
@@ -238,6 +234,22 @@ impl Drop for PostgresServer {
     fn drop(&mut self) {
         self.kill();
         let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A directory of its own, with a short name: a unix socket's path has 108 bytes at most.
+fn new_dir() -> io::Result<PathBuf> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("mayfly-pg-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        match std::fs::create_dir(&dir) {
+            Ok(()) => return Ok(dir),
+            // Left by one that was killed and had the same pid.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

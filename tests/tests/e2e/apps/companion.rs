@@ -4,15 +4,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mayfly_tests::harness::{
-    Broker, Compose, Container, Docker, Image, PostgresServer, TempDir, output, wait_until,
-};
+use mayfly_tests::harness::{Container, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::{configure, connection, examples, has_role, role};
-use crate::e2e::resilience::app::ALL;
+use super::has_role;
+use super::page::Page;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -29,34 +27,6 @@ services:
     volumes: ["SOCKET:/run/mayfly:ro"]
 "#;
 
-/// The first block of a language after a mark, in the page about the sidecar.
-pub fn block(mark: &str, language: &str) -> Result<String> {
-    let page = std::fs::read_to_string(examples().join("../../docs/sidecar.md"))?;
-    let after = page
-        .split_once(mark)
-        .with_context(|| format!("no {mark:?}"))?
-        .1;
-    let fence = format!("```{language}\n");
-    let begun = after
-        .split_once(&fence)
-        .with_context(|| format!("no block after {mark:?}"))?
-        .1;
-    Ok(begun
-        .split_once("```")
-        .context("a block without an end")?
-        .0
-        .to_owned())
-}
-
-/// The images of `make images`, and one of an application that has nothing of ours in it.
-pub fn images(docker: &Docker) -> Result<()> {
-    output(&mut docker.client_of(examples().join("../images/build")))?;
-    let image = Image::scratch()?.busybox()?;
-    // With its owner, the engine would give it to the volume.
-    std::fs::remove_dir(image.root().join("run/secrets"))?;
-    image.load(docker, "apps:alone").map(drop)
-}
-
 fn end(container: &Container<'_>) -> Result<i32> {
     let pid = container.pid()?;
     kill(Pid::from_raw(pid), Signal::SIGKILL)?;
@@ -65,24 +35,8 @@ fn end(container: &Container<'_>) -> Result<i32> {
 
 #[test]
 fn a_companion_serves_a_container_that_knows_nothing_of_it() -> Result<()> {
-    let docker = Docker::host()?;
-    images(docker)?;
-    let server = PostgresServer::start(&["fsync=off"])?;
-    let broker = Broker::beside(docker)?;
-    let config = [connection(&server), role("app-db", "1m")];
-    configure(&broker, ALL, &config.concat())?;
-
-    let dir = TempDir::new()?;
-    let mark = "**Companion.**";
-    let here = HERE.replace("SOCKET", &broker.workload_dir().display().to_string());
-    for (name, text) in [
-        ("compose.yaml", block(mark, "yaml")?),
-        ("sidecar.toml", block(mark, "toml")?),
-        ("here.yaml", here),
-    ] {
-        std::fs::write(dir.join(name), text)?;
-    }
-    let compose = Compose::of(docker, dir, &["compose.yaml", "here.yaml"])?;
+    let page = Page::start("**Companion.**", HERE)?;
+    let (compose, broker, server) = (&page.compose, &page.broker, &page.server);
     let app = compose.service("app")?;
     let why = || format!("{:?}", compose.cli(&["logs"]));
     let user = || app.exec(&["cat", "/run/secrets/app-db/username"]);
@@ -126,7 +80,7 @@ fn a_companion_serves_a_container_that_knows_nothing_of_it() -> Result<()> {
     // The application is the workload: with it all ends.
     end(&app)?;
     wait_until(SOON, "its role to go", || {
-        Ok((!has_role(&server, &third)?).then_some(()))
+        Ok((!has_role(server, &third)?).then_some(()))
     })?;
     wait_until(SOON, "its leases to end", || {
         Ok((broker.cli_json(&["leases"])? == Value::Array(Vec::new())).then_some(()))

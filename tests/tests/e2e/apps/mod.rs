@@ -6,6 +6,7 @@ mod load;
 mod none;
 mod once;
 mod overhead;
+mod page;
 mod rotations;
 
 use std::os::unix::fs::symlink;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use mayfly_tests::harness::{Broker, BrokerOptions, PostgresServer, Realm, wait_until};
 
-use super::companion::block;
+use super::page::block;
 use super::{configure, connection, role};
 use crate::e2e::resilience::app::{ALL, App, SOON};
 

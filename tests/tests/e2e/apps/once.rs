@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mayfly_tests::harness::{Broker, Compose, Docker, PostgresServer, TempDir, wait_until};
+use mayfly_tests::harness::wait_until;
 use serde_json::Value;
 
-use super::companion::{block, images};
-use super::{configure, connection, has_role, role};
-use crate::e2e::resilience::app::ALL;
+use super::has_role;
+use super::page::Page;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -39,18 +38,8 @@ volumes:
 
 #[test]
 fn an_application_runs_when_its_init_container_has_fetched() -> Result<()> {
-    let docker = Docker::host()?;
-    images(docker)?;
-    let server = PostgresServer::start(&["fsync=off"])?;
-    let broker = Broker::beside(docker)?;
-    let config = [connection(&server), role("app-db", "1m")];
-    configure(&broker, ALL, &config.concat())?;
-
-    let dir = TempDir::new()?;
-    let socket = broker.workload_dir().display().to_string();
-    std::fs::write(dir.join("compose.yaml"), block("**Once.**", "yaml")?)?;
-    std::fs::write(dir.join("here.yaml"), HERE.replace("SOCKET", &socket))?;
-    let compose = Compose::of(docker, dir, &["compose.yaml", "here.yaml"])?;
+    let page = Page::start("**Once.**", HERE)?;
+    let (compose, broker, server) = (&page.compose, &page.broker, &page.server);
     for name in ["fetch", "alone"] {
         let container = compose.service(name)?;
         ensure!(container.wait()? == 0, "{name}: {:?}", container.logs());
@@ -72,12 +61,12 @@ fn an_application_runs_when_its_init_container_has_fetched() -> Result<()> {
     wait_until(SOON, "one lease", || {
         Ok((leases()?.len() == 1).then_some(()))
     })?;
-    ensure!(has_role(&server, user)?, "the role of `hold` is gone");
+    ensure!(has_role(server, user)?, "the role of `hold` is gone");
     let roles = server.psql("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'mf_%'")?;
     ensure!(roles.trim() == "1", "{roles} roles");
     compose.service("hold")?.kill()?;
     wait_until(SOON, "the role to go", || {
-        Ok((!has_role(&server, user)?).then_some(()))
+        Ok((!has_role(server, user)?).then_some(()))
     })?;
     wait_until(SOON, "no lease", || Ok(leases()?.is_empty().then_some(())))
 }

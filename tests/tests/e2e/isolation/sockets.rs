@@ -47,9 +47,7 @@ fn sockets(pid: i32) -> Result<Vec<Socket>> {
     Ok(found)
 }
 
-#[test]
-fn nothing_of_ours_is_reached_by_an_abstract_socket() -> Result<()> {
-    let scene = Scene::new()?;
+pub fn are_of_no_use(scene: &Scene) -> Result<()> {
     // The attack works where somebody listens so, and passes a descriptor of what is not to be read.
     let dir = TempDir::new()?;
     let passed = random_text(40)?;
@@ -67,7 +65,8 @@ fn nothing_of_ours_is_reached_by_an_abstract_socket() -> Result<()> {
         sendmsg::<()>(stream.as_raw_fd(), &text, &message, MsgFlags::empty(), None)?;
         Ok(())
     });
-    let seen = scene.attack_of_another(&["--network=host"], &["sockets"])?;
+    let attack = ["isolation_attack", "sockets"];
+    let seen = scene.attack_of_another(scene.users.sidecar(), &["--network=host"], &attack)?;
     pass.join()
         .map_err(|_| anyhow::anyhow!("the listener panicked"))??;
     let control = seen.iter().find(|socket| socket["name"] == name.as_str());

@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mayfly_tests::harness::{Broker, BrokerOptions, Realm, TempDir, output, wait_until};
+use mayfly_tests::harness::{Broker, BrokerOptions, TempDir, output, wait_until};
 
-use crate::e2e::resilience::app::{ALL, App};
-use crate::e2e::resilience::certificates::{login, snapshot, sshd, talk};
+use crate::e2e::resilience::app::App;
+use crate::e2e::resilience::certificates::{login, snapshot, sshd, start, talk};
 
 /// By then everybody has certificates of the next authority: those that it must wait for live for
 /// twelve seconds, and are renewed after two thirds of that.
@@ -18,26 +18,6 @@ const CHANGED: Duration = Duration::from_secs(60);
 const PUSHED: Duration = Duration::from_secs(5);
 
 const SCHEDULES: &str = "[x509]\npublish_ahead_seconds = 1\n[ssh]\npublish_ahead_seconds = 1\n";
-const CERTIFICATES: &str = r#"
-[credential.app-id]
-engine = "x509"
-dns_names = ["app.e2e.internal"]
-ttl = "12s"
-[credential.slow-id]
-engine = "x509"
-dns_names = ["slow.e2e.internal"]
-ttl = "12s"
-[credential.host-id]
-engine = "ssh"
-kind = "host"
-principals = ["ssh.e2e.internal"]
-ttl = "12s"
-[credential.login]
-engine = "ssh"
-kind = "user"
-principals = ["root"]
-ttl = "12s"
-"#;
 
 /// A directory with a verifier's own copies of what is published.
 struct Verifier<'a> {
@@ -111,9 +91,7 @@ fn authorities_are_rotated_and_nobody_who_verifies_notices() -> Result<()> {
         broker: SCHEDULES.to_owned(),
         ..BrokerOptions::default()
     };
-    let broker = Broker::start(Realm::host(), options)?;
-    broker.apply(&[("credentials.toml", CERTIFICATES), ("all.cedar", ALL)])?;
-    let app = App::start(&broker.workload_dir(), "")?;
+    let (broker, app) = start(options)?;
     let files = TempDir::new()?;
     let verifier = Verifier {
         broker: &broker,
@@ -136,7 +114,7 @@ fn authorities_are_rotated_and_nobody_who_verifies_notices() -> Result<()> {
     }
     let begun = Instant::now();
     wait_until(PUSHED, "both roots in the files of a holder", || {
-        let roots = app.secret("slow-id/ca.crt")?;
+        let roots = app.secret("app-id/ca.crt")?;
         let lines = app.secret("host-id/ca.pub")?;
         let roots = String::from_utf8(roots)?.matches("BEGIN").count();
         Ok((roots == 2 && String::from_utf8(lines)?.lines().count() == 2).then_some(()))

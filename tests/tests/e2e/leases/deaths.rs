@@ -19,10 +19,10 @@ use super::scene::{LONG, SOON, Scene, configure};
 use super::server::Server;
 use crate::e2e::resilience::app::App;
 
-/// How long a role may outlive its container on a machine that does other things as well. What it takes
-/// on an idle one is the bench's to say: `death_to_role_gone`.
+/// How long a role may outlive its container on a machine that does other things as well.
 const BOUND: Duration = Duration::from_secs(5);
-const MEDIAN: Duration = Duration::from_millis(500);
+/// And how long at the median of so many.
+const MEDIAN: Duration = Duration::from_millis(50);
 const RUNS: usize = 50;
 
 const SERVICES: &str = r#"
@@ -186,35 +186,46 @@ fn a_killed_sidecar_comes_back_to_its_lease_and_a_dead_one_outlives_no_container
 #[test]
 fn from_death_to_no_role_50_times() -> Result<()> {
     let mut scene = Scene::start(LONG, 3)?;
-    let mut times = Vec::new();
-    for _ in 0..RUNS {
-        let member = scene.crowd.members.first().context("nobody")?;
-        let held = wait_until(SOON, "its role", || Ok(member.held().remove("orders-db")))?;
-        // The server itself looks when it is gone.
-        let gone = format!(
-            "DO $$ BEGIN WHILE EXISTS (SELECT FROM pg_authid WHERE rolname = '{}') LOOP \
-             PERFORM pg_sleep(0.001); END LOOP; END $$",
-            held[0]
+    let mut medians = Vec::new();
+    // Whatever else runs may be in the way of one attempt; three in a row are the broker's own.
+    while !medians.iter().any(|median| *median < MEDIAN) {
+        ensure!(medians.len() < 3, "the medians are {medians:?}");
+        let mut times: Vec<Duration> =
+            (0..RUNS).map(|_| dies(&mut scene)).collect::<Result<_>>()?;
+        times.sort();
+        say!(
+            "death to no role: median {:?}, from {:?} to {:?}",
+            times[RUNS / 2],
+            times[0],
+            times[RUNS - 1]
         );
-        let mut client = (scene.server.0).client(PostgresServer::ROOT, PostgresServer::PASSWORD)?;
-        client.args(["-c", "SELECT 'looks'", "-c", &gone]);
-        let mut client = client.stdout(Stdio::piped()).spawn()?;
-        let output = client.stdout.take().context("no output")?;
-        BufReader::new(output).read_line(&mut String::new())?;
-        let died = Instant::now();
-        member.small.kill()?;
-        ensure!(client.wait()?.success());
-        times.push(died.elapsed());
-        drop(scene.crowd.members.remove(0));
-        scene.crowd.join()?;
+        medians.push(times[RUNS / 2]);
     }
-    times.sort();
-    let median = times[RUNS / 2];
-    say!(
-        "death to no role: median {median:?}, from {:?} to {:?}",
-        times[0],
-        times[RUNS - 1]
-    );
-    ensure!(median < MEDIAN, "the median is {median:?}");
     scene.settled(SOON).map(drop)
+}
+
+/// Kills one, and gives how long the server had its role after that; another takes its place.
+fn dies(scene: &mut Scene) -> Result<Duration> {
+    let member = scene.crowd.members.first().context("nobody")?;
+    let held = wait_until(SOON, "its role", || Ok(member.held().remove("orders-db")))?;
+    // The server itself looks when it is gone.
+    let gone = format!(
+        "DO $$ BEGIN WHILE EXISTS (SELECT FROM pg_authid WHERE rolname = '{}') LOOP \
+         PERFORM pg_sleep(0.001); END LOOP; END $$",
+        held[0]
+    );
+    let mut client = (scene.server.0).client(PostgresServer::ROOT, PostgresServer::PASSWORD)?;
+    client.args(["-c", "SELECT 'looks'", "-c", &gone]);
+    let mut client = client.stdout(Stdio::piped()).spawn()?;
+    let output = client.stdout.take().context("no output")?;
+    let mut said = String::new();
+    BufReader::new(output).read_line(&mut said)?;
+    ensure!(said.trim() == "looks" && scene.server.roles()?.contains(&held[0]));
+    let died = Instant::now();
+    member.small.kill()?;
+    ensure!(client.wait()?.success());
+    let took = died.elapsed();
+    drop(scene.crowd.members.remove(0));
+    scene.crowd.join()?;
+    Ok(took)
 }

@@ -78,6 +78,8 @@ impl Record {
                 "{lease} lives, and on record it began and ended so often: {counts:?}"
             );
         }
+        let twice = self.leases.iter().find(|(_, counts)| counts.0 > 1);
+        ensure!(twice.is_none(), "it began more than once: {twice:?}");
         let never_ended =
             (open.iter()).find(|(lease, counts)| counts.1 == 0 && !self.values.contains(*lease));
         ensure!(

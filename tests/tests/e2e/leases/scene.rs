@@ -101,7 +101,8 @@ impl Crowd {
         member.small.kill()
     }
 
-    /// Has as many more ask for everything so many times, one session for each, and waits for them.
+    /// Has as many more ask for everything so many times, one session for each, and waits for them. Each
+    /// time they must be given something.
     pub fn ask(&self, containers: usize, times: usize, limit: Duration) -> Result<()> {
         let mut asking = Vec::new();
         for _ in 0..containers {
@@ -111,9 +112,13 @@ impl Crowd {
             asking.push((small, file));
         }
         for (_small, file) in &asking {
-            wait_until(limit, "the end of the asking", || {
-                Ok(file.exists().then_some(()))
+            let given = wait_until(limit, "the end of the asking", || {
+                Ok(Some(std::fs::read_to_string(file)?))
             })?;
+            ensure!(
+                given.parse() == Ok(times),
+                "{given} of {times} were answered"
+            );
         }
         Ok(())
     }

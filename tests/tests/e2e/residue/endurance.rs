@@ -4,7 +4,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mayfly_tests::harness::{Broker, BrokerOptions, Realm, idle_cost, open_files, rotate};
+use mayfly_tests::harness::{
+    Broker, BrokerOptions, Realm, binary, idle_cost, open_files, resident, rotate,
+};
 
 use super::super::resilience::app::{self, App, SOON};
 
@@ -15,6 +17,9 @@ const IDLE: Duration = Duration::from_secs(20);
 /// The most memory of its own that either may have, in KiB. The pages of its file, which the sidecar's
 /// budget of 3 MB has too, come and go with the page cache, and all containers share them.
 const OWN: f64 = 1024.0;
+/// The sidecar's budget of memory, in KiB; and of what each is on the disk, in bytes.
+const RESIDENT: f64 = 3.0 * 1024.0;
+const SIZES: [(&str, u64); 2] = [("mayfly-sidecar", 3_000_000), ("mayfly-shim", 1_000_000)];
 /// What the heap may have grown by: a page here and there.
 const GROWTH: f64 = 128.0;
 
@@ -81,6 +86,12 @@ fn a_day_of_rotations_leaves_sidecar_and_shim_as_they_were() -> Result<()> {
         );
     }
     ensure!(app.sidecar()? == sidecar, "the sidecar was started again");
+    let all = resident(sidecar)?;
+    ensure!(all <= RESIDENT, "{all} KiB of the sidecar are resident");
+    for (program, most) in SIZES {
+        let size = std::fs::metadata(binary(program)?)?.len();
+        ensure!(size <= most, "{program} has {size} bytes, at most {most}");
+    }
     for (what, cost) in ["sidecar", "shim"].into_iter().zip(costs) {
         let minute = cost?.a_minute()?;
         ensure!(

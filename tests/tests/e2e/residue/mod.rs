@@ -2,6 +2,7 @@
 //!
 //! | file | searched |
 //! |---|---|
+//! | `accounts` | as `publishing`, for passwords and keys that the broker makes, and its own password |
 //! | `publishing` | memory, arguments, environment, logs, state: after publishing, rotation, reading back |
 //! | `exits` | each process's whole memory in its last moment, before the kernel takes it back |
 //! | `cores` | core dumps, as a file and as a program gets them; and one of a broker laid open by root |
@@ -11,6 +12,7 @@
 //! | `locked` | not a search: what is kept from swap, and what happens where little may be |
 //! | `endurance` | nor this: a day's rotations, and what a minute without any costs |
 
+mod accounts;
 mod cores;
 mod endurance;
 mod engine;

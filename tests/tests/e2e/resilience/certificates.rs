@@ -41,8 +41,9 @@ extensions = ["permit-pty"]
 ttl = "12s"
 "#;
 
-fn start() -> Result<(Broker, App)> {
-    let broker = Broker::start(Realm::host(), BrokerOptions::default())?;
+/// A broker that issues them, and a container that has them.
+pub fn start(options: BrokerOptions) -> Result<(Broker, App)> {
+    let broker = Broker::start(Realm::host(), options)?;
     broker.apply(&[("credentials.toml", CERTIFICATES), ("all.cedar", app::ALL)])?;
     let app = App::start(&broker.workload_dir(), "")?;
     Ok((broker, app))
@@ -74,7 +75,7 @@ pub fn talk(server: &Path, client: &Path) -> Result<String> {
 
 #[test]
 fn openssl_takes_certificates_through_renewals_and_not_after_they_expire() -> Result<()> {
-    let (broker, mut app) = start()?;
+    let (broker, mut app) = start(BrokerOptions::default())?;
     let inside = app.tell(
         "cd /run/secrets/app-id && openssl verify -CAfile ca.crt -untrusted tls.crt tls.crt && \
          openssl x509 -in tls.crt -noout -checkhost app.e2e.internal && stat -L -c %a tls.key",
@@ -98,7 +99,7 @@ fn openssl_takes_certificates_through_renewals_and_not_after_they_expire() -> Re
         connections += 1;
     }
     ensure!(
-        seen.len() >= 2 && connections > 20,
+        seen.len() >= 2 && connections > 10,
         "{connections}: {}",
         seen.len()
     );
@@ -119,7 +120,7 @@ fn openssl_takes_certificates_through_renewals_and_not_after_they_expire() -> Re
 
 #[test]
 fn a_container_has_its_own_key_certified() -> Result<()> {
-    let (_broker, app) = start()?;
+    let (_broker, app) = start(BrokerOptions::default())?;
     // Its key never leaves it. It can write nowhere: here-strings are pipes.
     let told = app.tell(
         "key=$(openssl genpkey -algorithm ed25519); \
@@ -191,7 +192,7 @@ pub fn login(port: u16, files: &Path) -> Result<String> {
 
 #[test]
 fn openssh_takes_certificates_through_renewals_and_not_after_they_expire() -> Result<()> {
-    let (_broker, app) = start()?;
+    let (_broker, app) = start(BrokerOptions::default())?;
     let shown = app.tell("ssh-keygen -L -f /run/secrets/login/id_ed25519-cert.pub")?;
     ensure!(shown.contains("user certificate"), "{shown}");
     ensure!(shown.contains("Key ID: \"mayfly login "), "{shown}");

@@ -13,9 +13,11 @@ use nix::unistd::Pid;
 
 use super::place::{MODEST, SHELL_IMAGE, SOON, broker, engine, put, run};
 
-/// What each step may take at the median, after the application's end.
-const MEDIAN: Duration = Duration::from_millis(100);
-/// What none may take, on a machine that does other things as well.
+/// How soon after the application's end everything else has ended.
+const LIMIT: Duration = Duration::from_millis(100);
+/// Whatever else runs may be in the way of one attempt; so many in a row are our own.
+const ATTEMPTS: usize = 3;
+/// What no attempt may take, on a machine that does other things as well.
 const BOUND: Duration = Duration::from_secs(5);
 
 /// How an application ends.
@@ -119,23 +121,17 @@ fn the_container_ends_as_the_application_does_and_nothing_is_left() -> Result<()
     let docker = engine()?;
     let broker = broker(Some(docker), "")?;
     let value = put(&broker)?;
-    let mut times: [Vec<Duration>; 2] = Default::default();
     for case in &CASES {
-        let took = end(docker, &broker, case, &value).with_context(|| case.name)?;
-        say!(
-            "{}: container {:?}, lease {:?}",
-            case.name,
-            took[0],
-            took[1]
-        );
-        for (times, took) in times.iter_mut().zip(took) {
-            times.push(took);
+        let mut attempts: Vec<[Duration; 2]> = Vec::new();
+        while !(attempts.iter()).any(|took| took.iter().all(|took| *took < LIMIT)) {
+            ensure!(
+                attempts.len() < ATTEMPTS,
+                "{}: container and lease ended after {attempts:?}",
+                case.name
+            );
+            attempts.push(end(docker, &broker, case, &value).with_context(|| case.name)?);
         }
-    }
-    for times in &mut times {
-        times.sort();
-        let median = times[CASES.len() / 2];
-        ensure!(median < MEDIAN, "the median is {median:?} of {times:?}");
+        say!("{}: container and lease {attempts:?}", case.name);
     }
     broker.cli(&["audit", "verify"]).map(drop)
 }
