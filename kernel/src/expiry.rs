@@ -22,7 +22,9 @@ use std::path::Path;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::fcntl::{
+    AtFlags, FallocateFlags, OFlag, OpenHow, ResolveFlag, fallocate, openat, openat2, readlinkat,
+};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, Whence, lseek, unlinkat};
 
@@ -34,6 +36,9 @@ pub const MOST_ITEMS: usize = 1024;
 const MOST_GENERATIONS: usize = 128;
 /// Most files of one item.
 const MOST_FILES: usize = 1024;
+/// Most names of a directory that are looked at. Who goes on renaming while it is read could show
+/// names for ever.
+const MOST_NAMES: usize = 64 * 1024;
 /// What a generation's name begins with.
 const GENERATION: &[u8] = b"..gen-";
 const RECORD: &CStr = c"..expiry";
@@ -178,6 +183,10 @@ impl Area {
             self.remove(&generation, line.path, false, &mut sweep);
         }
         let overdue = |line: &Line<'_>| line.gone_at <= until;
+        // Sorted: both records can be full of lines, and there can be many generations.
+        let good = lines(&record).filter(|line| !overdue(line));
+        let mut good: Vec<&str> = good.map(|line| line.path).collect();
+        good.sort_unstable();
         for old in self.generations() {
             if old == current {
                 continue;
@@ -190,7 +199,7 @@ impl Area {
             }
             let of_old = self.record_of(&old);
             for line in lines(&of_old).filter(overdue) {
-                let shared = lines(&record).any(|now| now.path == line.path && !overdue(&now));
+                let shared = good.binary_search(&line.path).is_ok();
                 self.remove(&old, line.path, shared, &mut sweep);
             }
         }
@@ -264,8 +273,9 @@ impl Area {
         }
     }
 
-    /// Overwrites a file with zeros, in place, and takes its name away. A `shared` one is overwritten
-    /// only if it has no other name. What is no file only loses its name. One that cannot be
+    /// Overwrites a file with zeros, in place, and takes its name away. Its pages go too, so that who
+    /// gave it a thousand names has it overwritten once. A `shared` one is overwritten only if it has
+    /// no other name. What is no file only loses its name. One that cannot be
     /// overwritten loses its name all the same.
     ///
     /// # Errors
@@ -297,7 +307,7 @@ impl Area {
         let mut at = 0;
         loop {
             at = match lseek(&file, at, Whence::SeekData) {
-                Err(Errno::ENXIO) => return Ok(()),
+                Err(Errno::ENXIO) => break,
                 at => at?,
             };
             let end = lseek(&file, at, Whence::SeekHole)?;
@@ -317,6 +327,12 @@ impl Area {
                 most -= written as i64;
             }
         }
+        // Not truncated: who has it mapped would get SIGBUS. A filesystem that cannot keeps its pages.
+        if at > 0 {
+            let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let _ = fallocate(&file, hole, 0, at);
+        }
+        Ok(())
     }
 
     /// Opens a directory below another one.
@@ -365,7 +381,7 @@ impl Area {
         let Ok(mut list) = Dir::openat(directory, c".", DIRECTORY, Mode::empty()) else {
             return names;
         };
-        for entry in list.iter().flatten() {
+        for entry in list.iter().take(MOST_NAMES).flatten() {
             let name = entry.file_name();
             if name != c"." && name != c".." && wanted(name) {
                 if names.len() == most {

@@ -328,3 +328,62 @@ fn a_read_only_file_of_ones_own_is_overwritten_without_any_capability() {
     assert_eq!(held.each_ref().map(read), [ZEROS, "hunter2"]);
     assert!(!generation.join("b").exists());
 }
+
+/// Whoever writes into a volume must not keep the node from looking after the others.
+#[test]
+fn records_full_of_lines_in_many_generations_are_done_in_no_time() {
+    let place = Place::new("lines");
+    let full = |name: &str, at: u64| {
+        let line = |number| format!("{name}-{number} {at} {at} remove\n");
+        (0..MOST_ITEMS).map(line).collect::<String>()
+    };
+    place.generation("..gen-now", &full("good", 99), &[]);
+    let old = place.generation("..gen-0", &full("old", 10), &["old-1"]);
+    for number in 1..60 {
+        let next = place.generation(&format!("..gen-{number}"), "", &[]);
+        fs::remove_file(next.join("..expiry")).unwrap();
+        fs::hard_link(old.join("..expiry"), next.join("..expiry")).unwrap();
+    }
+    place.current("..gen-now");
+    let begun = cpu_time();
+    let sweep = place.sweep(50);
+    let took = cpu_time() - begun;
+    assert_eq!(sweep.removed, ["old-1"]);
+    assert!(took.as_secs_f64() < 2.0, "{took:?}");
+}
+
+#[test]
+fn a_file_of_many_names_is_overwritten_once() {
+    let place = Place::new("names");
+    let generation = place.generation("..gen-1", "dir 1 1 remove\n", &["dir/0"]);
+    let first = generation.join("dir/0");
+    fs::set_permissions(&first, PermissionsExt::from_mode(0o600)).unwrap();
+    fs::write(&first, vec![7; 1 << 20]).unwrap();
+    for number in 1..500 {
+        fs::hard_link(&first, generation.join(format!("dir/{number}"))).unwrap();
+    }
+    place.current("..gen-1");
+    let held = File::open(&first).unwrap();
+    let written = written();
+    let sweep = place.sweep(50);
+    let written = self::written() - written;
+    assert_eq!((sweep.removed.len(), sweep.failed.len()), (1, 0));
+    assert!((1 << 20..2 << 20).contains(&written), "{written}");
+    // Who has it mapped still has as many bytes.
+    let mut content = Vec::new();
+    (&held).read_to_end(&mut content).unwrap();
+    assert_eq!(content, vec![0; 1 << 20]);
+}
+
+/// How long this thread has run.
+fn cpu_time() -> std::time::Duration {
+    let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
+    nix::time::clock_gettime(clock).unwrap().into()
+}
+
+/// How many bytes this thread has written (proc_pid_io(5)).
+fn written() -> u64 {
+    let text = fs::read_to_string("/proc/thread-self/io").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("wchar: "));
+    line.unwrap().parse().unwrap()
+}
