@@ -10,6 +10,8 @@ pub const MOST_BYTES: usize = 1 << 20;
 pub struct Mount<'a> {
     /// Its id, as statx(2) tells it of what stands on it.
     pub id: u64,
+    /// The id of the mount that it is on, which may not be shown.
+    pub parent: u64,
     /// Major and minor number of the filesystem's device: which filesystem it is.
     pub device: &'a [u8],
     /// Which directory (or file) of the filesystem is mounted. The kernel's word: renaming the mount
@@ -42,9 +44,9 @@ pub fn mounts(text: &[u8]) -> impl Iterator<Item = Result<Mount<'_>, Malformed>>
 
 fn mount(line: &[u8]) -> Option<Mount<'_>> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let id = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    // After the id of its parent.
-    let device = fields.nth(1)?;
+    let mut number = || str::from_utf8(fields.next()?).ok()?.parse().ok();
+    let (id, parent) = (number()?, number()?);
+    let device = fields.next()?;
     let root = fields.next()?;
     let point = fields.next()?;
     let options = fields.next()?;
@@ -54,6 +56,7 @@ fn mount(line: &[u8]) -> Option<Mount<'_>> {
     let filesystem_options = fields.nth(1)?;
     Some(Mount {
         id,
+        parent,
         device,
         root: unescape(root),
         point: unescape(point),
@@ -112,6 +115,7 @@ mod tests {
         let found = all(text).unwrap();
         assert_eq!(found.len(), 2);
         assert_eq!((found[0].id, found[1].id), (36, 22));
+        assert_eq!((found[0].parent, found[1].parent), (35, 1));
         assert_eq!(&*found[0].root, b"/mnt1");
         assert_eq!(&*found[0].point, b"/mnt2");
         assert!(!found[0].mount_read_only);

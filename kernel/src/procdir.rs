@@ -119,7 +119,7 @@ pub fn path_of(descriptor: impl AsFd) -> io::Result<std::ffi::OsString> {
 }
 
 /// Where a process's root directory is: chroot(2) changes it, and with it what `mountinfo` shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     device: (u32, u32),
     inode: u64,

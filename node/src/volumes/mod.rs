@@ -45,6 +45,11 @@ const LOOK: Duration = Duration::from_secs(5);
 const ASK: Duration = Duration::from_secs(60);
 /// How long a workload that is to end may take before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
+/// How many times as long as looking at a volume took it is left alone then: whoever writes into one
+/// can make that long, and must not take the node's time.
+const REST: u32 = 10;
+/// Least time between two rounds.
+const LEAST: Duration = Duration::from_millis(20);
 /// Most things that are remembered as told, of one volume.
 const MOST_TOLD: usize = 4096;
 
@@ -68,6 +73,8 @@ struct State {
     /// Processes that had it when it was asked, one of each mount namespace. Not all of them are of
     /// workloads whose deaths are told.
     having: Vec<Having>,
+    /// It is left alone until then.
+    rests: Option<Instant>,
 }
 
 /// What is found at one look.
@@ -79,6 +86,8 @@ struct Looked {
     /// Expired, and with it the application.
     stopping: Vec<String>,
     empty: bool,
+    /// How long that took a processor.
+    took: Duration,
 }
 
 impl Keeper {
@@ -107,62 +116,88 @@ impl Keeper {
         }
     }
 
-    /// Looks at every volume once. Returns how long the next look has time.
+    /// Looks once at every volume that does not rest. Returns how long the next look has time.
     async fn round(self: &Arc<Self>, states: &mut [State]) -> io::Result<Duration> {
         let now = now_ms();
+        let awake: Vec<_> = states
+            .iter()
+            .map(|state| state.rest_left().is_zero())
+            .collect();
         let this = Arc::clone(self);
-        let looked = blocking(move || this.volumes.iter().map(|one| look(one, now)).collect());
-        let looked: Vec<Looked> = looked.await?;
+        let looked = blocking(move || {
+            let volumes = this.volumes.iter().zip(awake);
+            let looked = volumes.map(|(one, awake)| awake.then(|| look(one, now)));
+            looked.collect()
+        });
+        let looked: Vec<Option<Looked>> = looked.await?;
         for state in &mut *states {
             if !state.having.iter().all(Having::alive) {
                 state.ask = None;
             }
         }
-        let mut users = self.users(&looked, states).await?;
+        let users = self.users(&looked, states).await;
+        // What was removed is reported all the same.
+        let known = users.is_ok();
+        let (mut users, asking) = users.unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot tell who has the volumes");
+            Default::default()
+        });
         let mut wait = LOOK;
+        let mut least = LEAST.max(asking);
         for (at, (looked, state)) in looked.iter().zip(states).enumerate() {
-            let Some(volume) = self.volumes.get(at) else {
+            wait = wait.min(state.end_due());
+            let (Some(volume), Some(looked)) = (self.volumes.get(at), looked) else {
+                wait = wait.min(state.rest_left());
                 continue;
             };
+            least += looked.took;
+            let mut rest = looked.took;
             if let Some(having) = users.remove(&at) {
+                rest += asking;
                 state.ask = Some(Instant::now() + ASK);
                 let holders = users::workloads(&self.attestor, volume, &having).await;
                 let unused = having.is_empty();
                 state.having = having;
                 self.act(volume, looked, state, &holders, unused).await?;
+            } else if !known && state.news(looked) {
+                self.act(volume, looked, state, &[], false).await?;
             }
-            wait = wait.min(state.end_due());
+            state.rests = Some(Instant::now() + rest * REST);
             if let Some(next) = looked.sweep.next {
                 let due = next.saturating_add(SLACK_MS).saturating_sub(now_ms());
-                wait = wait.min(Duration::from_millis(due));
+                wait = wait.min(Duration::from_millis(due).max(state.rest_left()));
             }
         }
-        Ok(wait.max(Duration::from_millis(20)))
+        Ok(wait.max(least))
     }
 
-    /// The processes that have those volumes about which it matters now.
+    /// The processes that have those volumes about which it matters now, and how long it took a
+    /// processor to find them.
     async fn users(
         self: &Arc<Self>,
-        looked: &[Looked],
+        looked: &[Option<Looked>],
         states: &[State],
-    ) -> io::Result<HashMap<usize, Vec<Having>>> {
+    ) -> io::Result<(HashMap<usize, Vec<Having>>, Duration)> {
         let now = Instant::now();
-        let matters = looked
-            .iter()
-            .zip(states)
-            .enumerate()
-            .filter(|(_, (looked, state))| {
-                state.news(looked) || (!looked.empty && state.ask.is_none_or(|at| at <= now))
-            });
-        let matters: Vec<usize> = matters.map(|(at, _)| at).collect();
+        let matters = |(looked, state): (&Option<Looked>, &State)| {
+            let due = || state.ask.is_none_or(|at| at <= now);
+            let looked = looked.as_ref();
+            looked.is_some_and(|looked| state.news(looked) || (!looked.empty && due()))
+        };
+        let all = looked.iter().zip(states).enumerate();
+        let matters: Vec<_> = all
+            .filter_map(|(at, one)| matters(one).then_some(at))
+            .collect();
         if matters.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(Default::default());
         }
         let this = Arc::clone(self);
         blocking(move || {
+            let begun = cpu_time();
             let volumes = matters.iter().filter_map(|at| this.volumes.get(*at));
             let found = users::processes(&volumes.collect::<Vec<_>>())?;
-            Ok(matters.into_iter().zip(found).collect())
+            let found = matters.into_iter().zip(found).collect();
+            Ok((found, cpu_time().saturating_sub(begun)))
         })
         .await?
     }
@@ -217,12 +252,16 @@ impl Keeper {
     async fn clear(self: &Arc<Self>, volume: &Volume) -> io::Result<()> {
         let (this, name) = (Arc::clone(self), volume.name.clone());
         let cleared = blocking(move || {
-            let volume = this.volumes.iter().find(|volume| volume.name == name);
-            volume
-                .map(|volume| clear::clear(&volume.area))
-                .unwrap_or_default()
+            let volume = this.volumes.iter().find(|volume| volume.name == name)?;
+            // Others were asked about since, and that can take seconds, in which a container started.
+            let unused =
+                users::processes(&[volume]).is_ok_and(|found| found.iter().all(Vec::is_empty));
+            unused.then(|| clear::clear(&volume.area))
         })
         .await?;
+        let Some(cleared) = cleared else {
+            return Ok(());
+        };
         if let Some((name, errno)) = &cleared.failed {
             tracing::error!(volume = volume.name, name, %errno, "cannot clear a volume");
         }
@@ -240,6 +279,12 @@ impl Keeper {
 }
 
 impl State {
+    fn rest_left(&self) -> Duration {
+        let now = Instant::now();
+        self.rests
+            .map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
+    }
+
     /// Whether a look has found what is to be acted upon.
     fn news(&self, looked: &Looked) -> bool {
         let told = |act, path: &String, at| self.told.contains(&(act, path.clone(), at));
@@ -305,6 +350,7 @@ impl State {
 
 /// Removes what is overdue in a volume, and looks what else there is.
 fn look(volume: &Volume, now: u64) -> Looked {
+    let begun = cpu_time();
     let until = now.saturating_sub(SLACK_MS);
     let record = volume.area.record();
     let stale = lines(&record).filter(|line| line.expires_at <= until && line.gone_at > until);
@@ -315,6 +361,7 @@ fn look(volume: &Volume, now: u64) -> Looked {
         stopping: stopping.map(path).collect(),
         sweep: volume.area.sweep(until),
         empty: clear::is_empty(&volume.area),
+        took: cpu_time().saturating_sub(begun),
     }
 }
 
@@ -322,6 +369,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work)
         .await
         .map_err(io::Error::other)
+}
+
+/// How long this thread has run: on a busy machine that is less than what has passed.
+fn cpu_time() -> Duration {
+    let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
+    nix::time::clock_gettime(clock).map_or(Duration::ZERO, Duration::from)
 }
 
 /// The time of day that sidecars write their records by.

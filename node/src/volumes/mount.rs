@@ -2,12 +2,14 @@
 //! stays as it is, with what is in it.
 
 use super::config::VolumeConfig;
+use super::users::Ground;
 use crate::config::NodeConfig;
 use mayfly_kernel::expiry::Area;
 use mayfly_kernel::mountinfo::{MOST_BYTES, mounts};
 use mayfly_kernel::procdir::read_limited;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{major, minor};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -78,8 +80,10 @@ fn failed(path: &Path, step: &'static str) -> impl FnOnce(io::Error) -> VolumeEr
 #[derive(Debug)]
 pub(crate) struct Volume {
     pub(crate) name: String,
-    /// Where it is mounted on the host.
-    pub(crate) point: PathBuf,
+    /// Its filesystem, as in mountinfo.
+    pub(crate) device: String,
+    /// What the node has mounted it on.
+    pub(crate) ground: Option<Ground>,
     pub(crate) area: Area,
 }
 
@@ -156,9 +160,16 @@ fn prepare_one(directory: &Path, config: &VolumeConfig) -> Result<Volume, Volume
     if !has(&found, "noswap") && !no_swap() {
         return Err(VolumeError::Swap { path: point });
     }
+    let device = format!("{}:{}", major(area.device()), minor(area.device()));
+    let text = own_mounts()?;
+    let all: Vec<_> = mounts(&text).flatten().collect();
+    let here = all
+        .iter()
+        .rfind(|mount| *mount.point == *point.as_os_str().as_bytes());
     Ok(Volume {
         name: config.name.clone(),
-        point,
+        device,
+        ground: here.and_then(|mount| Ground::of(mount, &all)),
         area,
     })
 }
@@ -207,9 +218,7 @@ fn no_swap() -> bool {
 
 /// What is mounted at exactly this place: the filesystem's type, root and options, as one list.
 fn options_at(point: &Path) -> Result<Option<String>, VolumeError> {
-    let at = Path::new("/proc/self/mountinfo");
-    let text = File::open(at).and_then(|file| read_limited(file, MOST_BYTES));
-    let text = text.map_err(failed(at, "reading"))?;
+    let text = own_mounts()?;
     let here = mounts(&text).flatten();
     let here = here.filter(|mount| *mount.point == *point.as_os_str().as_bytes());
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -217,6 +226,12 @@ fn options_at(point: &Path) -> Result<Option<String>, VolumeError> {
         let (kind, root) = (text(mount.filesystem), text(&mount.root));
         format!("{kind},root={root},{}", text(mount.filesystem_options))
     }))
+}
+
+fn own_mounts() -> Result<Vec<u8>, VolumeError> {
+    let at = Path::new("/proc/self/mountinfo");
+    let text = File::open(at).and_then(|file| read_limited(file, MOST_BYTES));
+    text.map_err(failed(at, "reading"))
 }
 
 fn has(options: &str, wanted: &str) -> bool {
