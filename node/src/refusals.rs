@@ -7,7 +7,7 @@ use mayfly_wire::link::{NodeEvent, NodeRefusal};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// Most pairs of origin and reason that are counted apart; beyond, origins are not told apart.
@@ -48,10 +48,19 @@ impl Refusals {
         }
     }
 
-    /// Sends reports as they fall due. Never ends.
-    pub(crate) async fn send_all(&self, upstream: &dyn Upstream) {
+    /// Sends reports as they fall due. When `finishing` becomes true, all that wait are sent, because
+    /// they do not survive the node, and it ends.
+    pub(crate) async fn send_all(&self, upstream: &dyn Upstream, finishing: watch::Receiver<bool>) {
         loop {
-            let due = self.tally(|tally| tally.take_due(Instant::now()));
+            let finish = *finishing.borrow();
+            let due = self.tally(|tally| {
+                let early = if finish {
+                    tally.interval
+                } else {
+                    Duration::ZERO
+                };
+                tally.take_due(Instant::now() + early)
+            });
             for (kind, refusal) in due {
                 tracing::warn!(
                     reason = refusal.reason,
@@ -69,7 +78,11 @@ impl Refusals {
                     self.tally(|tally| tally.give_back(&kind, count));
                 }
             }
+            if finish {
+                return;
+            }
             let next = self.tally(|tally| tally.next_due());
+            let mut finishing = finishing.clone();
             let sleep = async {
                 match next {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -79,6 +92,7 @@ impl Refusals {
             tokio::select! {
                 () = self.wake.notified() => {}
                 () = sleep => {}
+                _ = finishing.wait_for(|finish| *finish) => {}
             }
         }
     }

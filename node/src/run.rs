@@ -17,7 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+/// How long the last reports may take when the node stops.
+const LAST_REPORTS: Duration = Duration::from_secs(2);
 
 /// Why a node cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -74,10 +77,13 @@ pub async fn run(
 
     // They end when this returns.
     let mut tasks = JoinSet::new();
+    let mut reports = JoinSet::new();
+    let (finish, finishing) = watch::channel(false);
     tasks.spawn(Arc::clone(&served).mourn(deaths, Arc::clone(&upstream)));
-    tasks.spawn({
+    reports.spawn({
         let (refusals, upstream) = (Arc::clone(&refusals), Arc::clone(&upstream));
-        async move { refusals.send_all(&*upstream).await }
+        let finishing = finishing.clone();
+        async move { refusals.send_all(&*upstream, finishing).await }
     });
     if !volumes.is_empty() {
         let outbox = Arc::new(Outbox::default());
@@ -89,7 +95,7 @@ pub async fn run(
         };
         tasks.spawn(keeper.run());
         let upstream = Arc::clone(&upstream);
-        tasks.spawn(async move { outbox.send_all(&*upstream).await });
+        reports.spawn(async move { outbox.send_all(&*upstream, finishing).await });
     }
     let heartbeat = Heartbeat {
         node: config.name.clone(),
@@ -131,6 +137,11 @@ pub async fn run(
             serving.await?;
         }
     }
+    finish.send_replace(true);
+    let sent = async { while reports.join_next().await.is_some() {} };
+    if timeout(LAST_REPORTS, sent).await.is_err() {
+        tracing::warn!("the broker did not take the last reports in time");
+    }
     Ok(())
 }
 
@@ -152,6 +163,7 @@ impl Beat {
         loop {
             ticks.tick().await;
             self.check_socket();
+            self.attestor.let_go_of_the_dead();
             match self.upstream.heartbeat(self.heartbeat.clone()).await {
                 Ok(watch) => {
                     self.heartbeat.starting = false;

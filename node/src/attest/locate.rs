@@ -162,6 +162,22 @@ impl Registry {
             .retain(|_, kept| !std::ptr::eq(&raw const **kept, container));
     }
 
+    /// Lets go of those that are dead.
+    pub(crate) fn let_go_of_the_dead(&self) {
+        let dead: Vec<_> = {
+            let mut known = self.state();
+            let Known {
+                inspected, bare, ..
+            } = &mut *known;
+            let inspected = inspected.extract_if(|_, kept| !kept.alive());
+            let bare = bare.extract_if(|_, kept| !kept.alive());
+            let inspected = inspected.map(|(_, kept)| kept);
+            inspected.chain(bare.map(|(_, kept)| kept)).collect()
+        };
+        // Only now: the last handle on a mount namespace takes its mounts apart.
+        drop(dead);
+    }
+
     async fn ask(
         &self,
         host: &Host,

@@ -177,6 +177,13 @@ impl Attestor {
         })
     }
 
+    /// Lets go of the containers that have died. Call it now and then: one that was attested and is
+    /// not watched dies unseen, and on a kernel without NS_GET_ID what is held of it keeps its mounts,
+    /// and so what is on them.
+    pub fn let_go_of_the_dead(&self) {
+        self.registry.let_go_of_the_dead();
+    }
+
     /// Checks that a message came from the peer itself, or from another process of its container, and
     /// carried no descriptors. Cheap if it came from the peer itself.
     ///

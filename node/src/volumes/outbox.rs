@@ -8,11 +8,14 @@ use mayfly_wire::link::{MAX_OVERDUE, NodeEvent, Overdue, OverdueAct};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// Least time between two reports of one act in one volume.
 const INTERVAL: Duration = Duration::from_secs(10);
+
+/// No report waits longer than this for its time.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// Takes reports, and never blocks. It holds one for each volume and act at most.
 #[derive(Default)]
@@ -76,11 +79,14 @@ impl Outbox {
         });
     }
 
-    /// Sends reports as they fall due. Never ends.
-    pub(crate) async fn send_all(&self, upstream: &dyn Upstream) {
+    /// Sends reports as they fall due. When `finishing` becomes true, all that wait are sent, because
+    /// they do not survive the node, and it ends.
+    pub(crate) async fn send_all(&self, upstream: &dyn Upstream, finishing: watch::Receiver<bool>) {
         let mut failures = 0;
         loop {
-            let due = self.kinds(|kinds| take_due(kinds, Instant::now()));
+            let finish = *finishing.borrow();
+            let now = Instant::now() + if finish { LONGEST } else { Duration::ZERO };
+            let due = self.kinds(|kinds| take_due(kinds, now));
             for report in due {
                 let event = NodeEvent::Overdue(Box::new(report.clone()));
                 match upstream.event(event).await {
@@ -103,10 +109,15 @@ impl Outbox {
                     }
                 }
             }
+            if finish {
+                return;
+            }
             let next = self.kinds(|kinds| next_due(kinds));
+            let mut finishing = finishing.clone();
             tokio::select! {
                 () = self.wake.notified() => {}
                 () = until(next) => {}
+                _ = finishing.wait_for(|finish| *finish) => {}
             }
         }
     }

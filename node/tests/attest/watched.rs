@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::harness::{Node, container, runtime};
+use super::harness::{Node, container, dies, runtime};
 use mayfly_node::death::DeathWatch;
-use mayfly_wire::WorkloadKey;
 use mayfly_wire::link::Watched;
+use mayfly_wire::{Facility, WorkloadKey};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 async fn told(dead: &mut UnboundedReceiver<WorkloadKey>) -> Option<WorkloadKey> {
@@ -98,4 +98,21 @@ fn a_workload_is_found_again_after_the_node_was_started_anew() {
         watch.resume(&node.attestor, &good);
         assert_eq!(told(&mut dead).await, Some(good.workload));
     });
+}
+
+/// Such as one that only asked who it is.
+#[test]
+fn nothing_is_kept_of_who_died_unwatched() {
+    let node = Node::new(&[Facility::NsGetId]);
+    let (_cgroup, mut process) = container("unwatched");
+    let (_stream, peer) = node.connected(&mut process);
+    drop(node.attest(&peer).unwrap());
+    let keeps = || !format!("{:?}", node.attestor).contains("bare: {}");
+    node.attestor.let_go_of_the_dead();
+    assert!(keeps(), "it lives");
+    process.kill();
+    dies(&peer);
+    assert!(keeps());
+    node.attestor.let_go_of_the_dead();
+    assert!(!keeps());
 }
