@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use mayfly_kernel::pidfd::Pidfd;
 use mayfly_kernel::probe::Facility;
-use mayfly_kernel::socket::peer_credentials;
+use mayfly_kernel::socket::Credentials;
 
 use super::Attestor;
 use super::line::ROOT;
@@ -23,10 +23,20 @@ pub(crate) struct Glimpse {
     pub uid: Option<u32>,
 }
 
+impl Glimpse {
+    /// Of one who comes from there.
+    pub(crate) fn of(origin: Origin, credentials: Option<Credentials>) -> Self {
+        Self {
+            origin,
+            pid: credentials.map(|credentials| credentials.pid),
+            uid: credentials.map(|credentials| credentials.uid),
+        }
+    }
+}
+
 impl Attestor {
-    /// Looks at who connected. Those that are gone by now count as one.
-    pub(crate) fn glimpse(&self, stream: impl AsFd) -> Glimpse {
-        let credentials = peer_credentials(&stream).ok();
+    /// Looks at who connected, with these credentials. Those that are gone by now count as one.
+    pub(crate) fn glimpse(&self, stream: impl AsFd, credentials: Option<Credentials>) -> Glimpse {
         let pid = credentials.map(|credentials| credentials.pid);
         let has = |facility| self.host.facilities.has(facility);
         let by_cgroup = has(Facility::PeerPidfd) && has(Facility::PidfdInfo);
@@ -35,11 +45,7 @@ impl Attestor {
             Some(Some(cgroup)) if cgroup != ROOT => Some(Origin::Cgroup(cgroup)),
             _ => pid.and_then(pid_namespace),
         };
-        Glimpse {
-            origin: origin.unwrap_or(Origin::Gone),
-            pid,
-            uid: credentials.map(|credentials| credentials.uid),
-        }
+        Glimpse::of(origin.unwrap_or(Origin::Gone), credentials)
     }
 }
 

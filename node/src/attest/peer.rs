@@ -30,10 +30,11 @@ pub struct Peer {
 pub enum Origin {
     /// The outermost pid namespace below the host's, by its id.
     PidNamespace(u64),
-    /// A process in the host's pid namespace, by its user id.
-    HostUser(u32),
-    /// A cgroup, by its id in v2: of a connection that was only glimpsed.
+    /// A cgroup, by its id in v2: of a process in the host's pid namespace, and of a connection that
+    /// was only glimpsed.
     Cgroup(u64),
+    /// A process in the host's pid namespace whose cgroup the kernel does not tell, by its user id.
+    HostUser(u32),
     /// A process that was gone before it was looked at.
     Gone,
 }

@@ -9,6 +9,7 @@ use mayfly_kernel::procdir::ProcDir;
 
 use super::error::{AttestError, PEER_EXITED};
 use super::host::Host;
+use super::line::ROOT;
 use super::peer::{Origin, unseen};
 
 /// Most pid namespaces within each other (MAX_PID_NS_LEVEL, linux/pid_namespace.h).
@@ -100,8 +101,12 @@ impl Process {
 
     /// Where its connections come from.
     pub(crate) fn origin(&self, host: &Host, uid: u32) -> Result<Origin, AttestError> {
+        let by_info = host.facilities.has(Facility::PidfdInfo);
         match self.pid_namespaces(host)?.last() {
-            None => Ok(Origin::HostUser(uid)),
+            None => Ok(match self.pidfd.info() {
+                Ok(info) if by_info && info.cgroup_id != ROOT => Origin::Cgroup(info.cgroup_id),
+                _ => Origin::HostUser(uid),
+            }),
             Some(namespace) => host
                 .namespace_id(namespace)
                 .map(Origin::PidNamespace)

@@ -5,11 +5,13 @@
 use super::admission::Admission;
 use super::answer;
 use super::pace::Pace;
+use super::recent::Recent;
 use super::service::{Connection, Shared};
 use super::stream::{Caller, CheckedStream};
 use super::{Server, converse};
 use crate::attest::{Glimpse, Origin};
 use crate::config::Limits;
+use mayfly_kernel::socket::peer_credentials;
 use mayfly_wire::link::NodeRefusal;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -31,6 +33,9 @@ const BATCH: usize = 256;
 const FOR_EACH_REQUEST: u32 = 4;
 const LEAST_A_SECOND: u32 = 80;
 const LEAST_AT_ONCE: u32 = 400;
+/// How long a process that came too often is turned away by its pid alone, which costs a tenth of a
+/// look at its cgroup. Before another process gets the pid, all others were given.
+const BY_PID: Duration = Duration::from_millis(100);
 
 /// Where connections come in.
 pub(super) struct Door {
@@ -57,6 +62,7 @@ impl Door {
     /// Lets connections in until the other end of the pipe is closed. Within a runtime, which serves
     /// them.
     pub(super) fn run(self, stopping: &PipeReader) {
+        let mut turned_away = Recent::default();
         loop {
             let readable = |of| PollFd::new(of, PollFlags::POLLIN);
             let mut watched = [readable(self.listener.as_fd()), readable(stopping.as_fd())];
@@ -73,7 +79,7 @@ impl Door {
             }
             for _ in 0..BATCH {
                 match self.listener.accept() {
-                    Ok((stream, _)) => self.receive(stream),
+                    Ok((stream, _)) => self.receive(stream, &mut turned_away),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => {
                         // The listener itself does not fail; what does is this connection, or there is
@@ -88,17 +94,27 @@ impl Door {
     }
 
     /// Decides from what the kernel says about a connection, before anything is read from it.
-    fn receive(&self, stream: UnixStream) {
-        let server = &self.server;
-        let glimpse = server.attestor.glimpse(&stream);
-        if self.pace.take(&glimpse.origin, Instant::now()).is_err() {
+    fn receive(&self, stream: UnixStream, turned_away: &mut Recent<u32, Origin>) {
+        let (server, now) = (&self.server, Instant::now());
+        let credentials = peer_credentials(&stream).ok();
+        // 0 is every process that is not seen from here.
+        let pid = credentials.map_or(0, |credentials| credentials.pid);
+        if let Some((origin, _)) = turned_away.of(&pid, now) {
+            self.turn_away(&stream, &Glimpse::of(origin, credentials));
+            return;
+        }
+        let glimpse = server.attestor.glimpse(&stream, credentials);
+        if self.pace.take(&glimpse.origin, now).is_err() {
+            if pid != 0 {
+                turned_away.note(pid, glimpse.origin, now + BY_PID);
+            }
             self.turn_away(&stream, &glimpse);
             return;
         }
         let peer = match server.attestor.connected(&stream) {
             Ok(peer) => peer,
             Err(error) => {
-                server.refusals.report(None, error.into());
+                server.refusals.report(Some(glimpse.origin), error.into());
                 return;
             }
         };
@@ -153,4 +169,51 @@ fn pace(limits: &Limits) -> Pace<Origin> {
             .max(held.saturating_mul(2))
             .max(LEAST_AT_ONCE),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::socket::stand_in;
+    use std::io::Read as _;
+
+    #[tokio::test]
+    async fn who_came_too_often_is_turned_away_by_its_pid_for_a_moment() {
+        let path = std::env::temp_dir().join(format!("mayfly-door-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let (server, shared) = stand_in::server();
+        let door = Door::new(listener, server, shared);
+        let is_turned_away = |turned_away: &mut Recent<u32, Origin>| {
+            let mut client = UnixStream::connect(&path).unwrap();
+            let (stream, _) = door.listener.accept().unwrap();
+            door.receive(stream, turned_away);
+            client.set_nonblocking(true).unwrap();
+            let mut answer = [0; 12];
+            let answered = client.read_exact(&mut answer).is_ok();
+            assert!(!answered || answer == *b"HTTP/1.1 429");
+            answered
+        };
+        let (own, far) = (std::process::id(), Instant::now() + Duration::from_secs(60));
+
+        let mut turned_away = Recent::default();
+        turned_away.note(own + 1, Origin::Gone, far);
+        assert!(!is_turned_away(&mut turned_away), "another's pid");
+        turned_away.note(own, Origin::Gone, far);
+        assert!(is_turned_away(&mut turned_away));
+
+        let mut turned_away = Recent::default();
+        let client = UnixStream::connect(&path).unwrap();
+        let own_credentials = peer_credentials(&client).ok();
+        let glimpse = door.server.attestor.glimpse(&client, own_credentials);
+        let origin = glimpse.origin;
+        drop((client, door.listener.accept()));
+        while door.pace.take(&origin, Instant::now()).is_ok() {}
+        assert!(is_turned_away(&mut turned_away), "its pace");
+        let noted = turned_away.of(&own, Instant::now());
+        let (from, until) = noted.unwrap();
+        assert_eq!(from, origin);
+        assert!(turned_away.of(&own, until).is_none());
+        std::fs::remove_file(&path).unwrap();
+    }
 }

@@ -62,11 +62,12 @@ fn refusal_as(status: u16, refusal: &Refusal) -> Answer {
     answer(status, "application/json", body.into())
 }
 
-/// 429 with the whole seconds after which to come again (RFC 9110 section 10.2.3).
+/// 429 with the whole seconds after which to come again (RFC 9110 section 10.2.3), on a connection that
+/// ends: connections have a pace of their own, so that who does not wait soon gets no further.
 pub(super) fn too_many(wait: Duration) -> Answer {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     let answer = refusal(Code::TooMany.into());
-    with(answer, RETRY_AFTER, HeaderValue::from(seconds.max(1)))
+    closing(with(answer, RETRY_AFTER, HeaderValue::from(seconds.max(1))))
 }
 
 /// 204.

@@ -7,8 +7,11 @@ mod answer;
 mod once;
 mod pace;
 mod place;
+mod recent;
 mod relay;
 mod service;
+#[cfg(test)]
+mod stand_in;
 mod stream;
 
 pub use place::PlaceError;
@@ -28,8 +31,8 @@ use pace::Pace;
 use service::{Connection, Shared};
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use stream::CheckedStream;
 use tokio::runtime::Handle;
@@ -63,17 +66,7 @@ impl Server {
         mut stopping: watch::Receiver<bool>,
     ) -> io::Result<()> {
         let (open, mut all_ended) = mpsc::channel(1);
-        let shared = Arc::new(Shared {
-            upstream: Arc::clone(&self.upstream),
-            served: Arc::clone(&self.served),
-            pace: Pace::new(
-                self.limits.requests_per_second_per_container,
-                self.limits.request_burst_per_container,
-            ),
-            limits: self.limits,
-            stopping: stopping.clone(),
-            open,
-        });
+        let shared = self.shared(stopping.clone(), open);
         let door = Door::new(listener, self, shared);
         let (until, close) = io::pipe()?;
         let (closing, mut closed) = oneshot::channel();
@@ -100,6 +93,24 @@ impl Server {
         // Nothing is ever sent: it ends when every sender is gone.
         let _ = timeout(DRAIN, all_ended.recv()).await;
         Ok(())
+    }
+}
+
+impl Server {
+    fn shared(&self, stopping: watch::Receiver<bool>, open: mpsc::Sender<()>) -> Arc<Shared> {
+        let limits = self.limits;
+        Arc::new(Shared {
+            upstream: Arc::clone(&self.upstream),
+            served: Arc::clone(&self.served),
+            pace: Pace::new(
+                limits.requests_per_second_per_container,
+                limits.request_burst_per_container,
+            ),
+            too_fast: Mutex::default(),
+            limits,
+            stopping,
+            open,
+        })
     }
 }
 

@@ -3,9 +3,10 @@
 use super::answer::{self, Answer};
 use super::once;
 use super::pace::Pace;
+use super::recent::Recent;
 use super::relay::Relay;
 use super::stream::{Caller, CheckedStream};
-use crate::attest::Attested;
+use crate::attest::{Attested, Origin};
 use crate::config::Limits;
 use crate::death::DeathTarget;
 use crate::served::{Served, Stay};
@@ -24,8 +25,9 @@ use mayfly_wire::session::{
 use mayfly_wire::{Assurance, Code, CredentialName, Evidence, FieldName, WorkloadKey};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
@@ -37,11 +39,29 @@ pub(super) struct Shared {
     pub(super) upstream: Arc<dyn Upstream>,
     pub(super) served: Arc<Served>,
     pub(super) pace: Pace<WorkloadKey>,
+    /// The workloads that asked faster than that, by where their processes connect from, until they
+    /// may ask again.
+    pub(super) too_fast: Mutex<Recent<Origin, WorkloadKey>>,
     pub(super) limits: Limits,
     /// Becomes true when the node stops.
     pub(super) stopping: watch::Receiver<bool>,
     /// Each connection and session holds a clone; when all are gone, the node has drained.
     pub(super) open: mpsc::Sender<()>,
+}
+
+impl Shared {
+    fn told_to_wait(&self, origin: Origin, workload: &WorkloadKey, wait: Duration) {
+        // All processes of one pid namespace are one workload's; nothing else says as much.
+        if matches!(origin, Origin::PidNamespace(_)) {
+            let until = Instant::now() + wait;
+            self.too_fast().note(origin, workload.clone(), until);
+        }
+    }
+
+    fn too_fast(&self) -> MutexGuard<'_, Recent<Origin, WorkloadKey>> {
+        let recent = self.too_fast.lock();
+        recent.unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One connection.
@@ -143,13 +163,11 @@ impl Connection {
     /// Attests the caller, and holds its workload to its pace. The workload is not yet watched.
     async fn attest(&self, headers: &HeaderMap) -> Result<(Evidence, DeathTarget), Refused> {
         self.challenge(headers)?;
+        self.check_pace()?;
         match self.caller.attestor.attest(&self.caller.peer).await {
             Ok(Attested { evidence, death }) => {
                 let paced = self.shared.pace.take(&evidence.workload, Instant::now());
-                paced.map_err(|wait| {
-                    self.caller.too_fast(&evidence.workload);
-                    Box::new(answer::too_many(wait))
-                })?;
+                paced.map_err(|wait| self.too_fast(&evidence.workload, wait))?;
                 Ok((evidence, death))
             }
             Err(error) => {
@@ -158,6 +176,27 @@ impl Connection {
                 Err(refused(code))
             }
         }
+    }
+
+    /// Refuses a caller whose workload has just been told to wait, without attesting it for that: who
+    /// asks all the time would have it done all the time.
+    fn check_pace(&self) -> Result<(), Refused> {
+        let now = Instant::now();
+        let origin = self.caller.peer.origin_hint();
+        match self.shared.too_fast().of(&origin, now) {
+            None => Ok(()),
+            Some((workload, until)) => {
+                self.caller.too_fast(&workload);
+                Err(Box::new(answer::too_many(until - now)))
+            }
+        }
+    }
+
+    fn too_fast(&self, workload: &WorkloadKey, wait: Duration) -> Refused {
+        let origin = self.caller.peer.origin_hint();
+        self.shared.told_to_wait(origin, workload, wait);
+        self.caller.too_fast(workload);
+        Box::new(answer::too_many(wait))
     }
 
     /// Attests the caller, and watches its workload from before its first lease.
@@ -335,4 +374,50 @@ fn asks_for_session(headers: &HeaderMap) -> bool {
         })
     };
     names(CONNECTION, "upgrade") && names(UPGRADE, PROTOCOL_NAME)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::socket::stand_in;
+    use std::os::unix::net::UnixStream;
+
+    /// Nobody attests the test itself, which is in no container. So whoever is told to wait was not
+    /// looked at.
+    #[tokio::test]
+    async fn who_was_told_to_wait_is_not_attested_before_its_time() {
+        let (server, shared) = stand_in::server();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let peer = server.attestor.connected(&ours).unwrap();
+        let origin = peer.origin_hint();
+        let caller = Caller::new(server.attestor, peer, server.refusals);
+        let connection = Connection {
+            shared: Arc::clone(&shared),
+            caller: Arc::new(caller),
+            requests: AtomicUsize::new(0),
+        };
+        let status = async || {
+            let refused = connection.attest(&HeaderMap::new()).await.err();
+            refused.map(|refused| refused.status().as_u16())
+        };
+        assert_eq!(status().await, Some(Code::NotAttested.http_status()));
+        let workload = WorkloadKey {
+            boot_id: "b".into(),
+            cgroup_id: 1,
+            pidns_id: 2,
+        };
+        let minute = Duration::from_secs(60);
+        let until = Instant::now() + minute;
+        shared.too_fast().note(origin, workload.clone(), until);
+        assert_eq!(status().await, Some(429));
+
+        let namespace = Origin::PidNamespace(7);
+        shared.told_to_wait(namespace, &workload, minute);
+        shared.told_to_wait(Origin::Cgroup(7), &workload, minute);
+        let now = Instant::now();
+        assert!(shared.too_fast().of(&namespace, now).is_some());
+        assert!(shared.too_fast().of(&Origin::Cgroup(7), now).is_none());
+        let later = now + minute;
+        assert!(shared.too_fast().of(&namespace, later).is_none());
+    }
 }
