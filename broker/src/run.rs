@@ -166,7 +166,7 @@ impl Broker {
         let (of_store, of_keys, at, time) = parts();
         let mysql = mysql::Mysql::new(of_store, of_keys, at, time);
         let (of_store, of_keys, at, time) = parts();
-        let redis = redis::Redis::new(of_store, of_keys, at, time)?;
+        let redis = redis::Redis::new(of_store, of_keys, at, time);
         let (of_store, of_keys, at, time) = parts();
         let rabbitmq = rabbitmq::Rabbitmq::new(of_store, of_keys, at, time);
         let others: [(EngineKind, Arc<dyn Engine>); 7] = [

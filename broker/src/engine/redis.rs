@@ -14,7 +14,7 @@ use super::pool::{Failure, Limits, Pool, limited};
 use super::root::Roots;
 use super::{Answer, Engine, EngineError, IssueRequest, Issued};
 use crate::clock::Clock;
-use crate::seal::{RootKeys, SealError};
+use crate::seal::RootKeys;
 use crate::store::{Lease, Source, Store};
 use connector::Link;
 use mayfly_wire::admin::{CredentialConfig, EngineConfig};
@@ -36,25 +36,23 @@ pub struct Redis {
 
 impl Redis {
     /// The engine, with nothing open yet.
-    ///
-    /// # Errors
-    /// The seal's.
+    #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
         keys: Arc<RootKeys>,
         connections: Arc<Connections>,
         clock: Arc<dyn Clock>,
-    ) -> Result<Self, SealError> {
+    ) -> Self {
         let (own_keys, own) = (Arc::clone(&keys), Arc::clone(&connections));
         let roots = Arc::new(Roots::new(store, own_keys, own, clock));
-        let connector = connector::Redis::new(Arc::clone(&connections), Arc::clone(&roots), &keys)?;
+        let connector = connector::Redis::new(Arc::clone(&connections), Arc::clone(&roots));
         let limits = Limits::default();
-        Ok(Self {
+        Self {
             pool: Pool::new(Arc::new(connector), Arc::clone(&connections), limits),
             connections,
             keys,
             roots,
-        })
+        }
     }
 
     fn told(

@@ -38,7 +38,7 @@ fn orders() -> CredentialConfig {
 
 fn engine(place: &Place) -> Redis {
     let (store, keys, connections, clock) = place.parts();
-    Redis::new(store, keys, connections, clock).unwrap()
+    Redis::new(store, keys, connections, clock)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -49,6 +49,7 @@ async fn redis() {
     no_password_reaches_the_server(&server, &engine(&place)).await;
     what_was_given_up_has_no_effect_afterwards(&server, &place).await;
     what_an_earlier_process_left_has_no_effect_afterwards(&server, &place).await;
+    no_name_of_a_connection_keeps_the_broker_out(&server, &place).await;
     no_holder_administers_the_server(&server, &engine(&place)).await;
     a_server_that_keeps_no_users_keeps_the_brokers_password().await;
     rules_that_the_server_refuses_leave_nothing(&server, &engine(&place)).await;
@@ -121,6 +122,8 @@ fn subscribe(server: &Server, name: &str, password: &str) -> Child {
 }
 
 async fn no_password_reaches_the_server(server: &Server, engine: &Redis) {
+    // It is the first of its process, and ends all that is open as its user.
+    revoke(engine, &give(engine, &orders()).await.lease).await;
     let mut monitor = Command::new("redis-cli")
         .args([
             "-p",
@@ -184,6 +187,27 @@ async fn what_an_earlier_process_left_has_no_effect_afterwards(server: &Server, 
     });
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!root(server, "ACL USERS").contains(held.field("username")));
+}
+
+/// A list of connections would hold it.
+async fn no_name_of_a_connection_keeps_the_broker_out(server: &Server, place: &Place) {
+    use std::io::{Read as _, Write as _};
+    let held = give(&engine(place), &credential_with(&["+@connection"])).await;
+    let (name, password) = (held.field("username"), held.field("password"));
+    let mut holder = std::net::TcpStream::connect(("127.0.0.1", server.port(0))).unwrap();
+    let length = 20 * 1024 * 1024;
+    write!(
+        holder,
+        "AUTH {name} {password}\r\n*3\r\n$6\r\nCLIENT\r\n$7\r\nSETNAME\r\n${length}\r\n{}\r\n",
+        "x".repeat(length)
+    )
+    .unwrap();
+    let mut said = [0; 10];
+    holder.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"+OK\r\n+OK\r\n");
+    let later = engine(place);
+    later.revoke(&held.lease).await.unwrap();
+    assert_eq!(holder.read(&mut said).unwrap(), 0, "its connection goes on");
 }
 
 async fn no_holder_administers_the_server(server: &Server, engine: &Redis) {

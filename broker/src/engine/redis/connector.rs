@@ -5,7 +5,6 @@ use super::super::pool::{Connector, Failure, Opening};
 use super::super::root::Roots;
 use super::super::stream;
 use super::resp::{Answer, Client};
-use crate::seal::{RootKeys, SealError, random};
 use mayfly_wire::{ConnectionConfig, ConnectionName, Secret};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,36 +22,25 @@ pub(super) struct Link {
 /// that is stopped or slow. It never takes effect once the server has closed that connection, which it
 /// is told to before an account is removed:
 /// - what this process gave up is known by the connection's id;
-/// - what an earlier process left is known by the connection's name.
+/// - what an earlier process left is all that the broker's user has open when this one comes first. No
+///   list of connections is asked for: whoever is logged in can give its own a name of any length, and
+///   such a list would have no limit.
 pub(super) struct Redis {
     connections: Arc<Connections>,
     roots: Arc<Roots>,
-    /// What the names of all connections of this broker begin with.
-    ours: String,
-    /// The name of this process's connections.
-    name: String,
     cut: Mutex<HashMap<ConnectionName, HashSet<String>>>,
-    /// Targets at which no connection of an earlier process is left.
-    met: Mutex<HashSet<ConnectionName>>,
+    /// Whether nothing of an earlier process is left at a target; held by the first that comes there.
+    met: Mutex<HashMap<ConnectionName, Arc<tokio::sync::Mutex<bool>>>>,
 }
 
 impl Redis {
-    pub(super) fn new(
-        connections: Arc<Connections>,
-        roots: Arc<Roots>,
-        keys: &RootKeys,
-    ) -> Result<Self, SealError> {
-        let [a, b, c, d, ..] = *keys.lasting_key("redis connection name")?;
-        let ours = format!("mayfly-{:08x}-", u32::from_be_bytes([a, b, c, d]));
-        let process = u64::from_be_bytes(random()?);
-        Ok(Self {
+    pub(super) fn new(connections: Arc<Connections>, roots: Arc<Roots>) -> Self {
+        Self {
             connections,
             roots,
-            name: format!("{ours}{process:016x}"),
-            ours,
             cut: Mutex::default(),
             met: Mutex::default(),
-        })
+        }
     }
 
     fn cut(&self) -> MutexGuard<'_, HashMap<ConnectionName, HashSet<String>>> {
@@ -100,49 +88,49 @@ impl Redis {
     }
 
     async fn open(&self, name: &ConnectionName, target: &Target) -> Result<Link, String> {
-        let config = &target.config;
-        let mut client = self.log_in(name, target).await?;
-        let named: &[&[u8]] = &[b"CLIENT", b"SETNAME", self.name.as_bytes()];
-        let mut answers = told(client.ask_all(&[named, &[b"CLIENT", b"ID"]]).await)?;
-        let id = match answers.pop() {
-            Some(Answer::Number(id)) => id.to_string(),
-            Some(Answer::No(cause)) => return Err(format!("CLIENT ID: {cause}")),
-            _ => return Err("expected a number from CLIENT ID".to_owned()),
-        };
-        let met = |met: &Mutex<HashSet<_>>| {
-            let met = met.lock().unwrap_or_else(PoisonError::into_inner);
-            met.contains(name)
-        };
-        if !met(&self.met) {
-            self.end_earlier(&mut client, &config.username).await?;
+        let met = {
             let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
-            met.insert(name.clone());
-        }
-        Ok(Link { client, id })
-    }
-
-    async fn end_earlier(&self, client: &mut Client, username: &str) -> Result<(), String> {
-        let list = match told(client.ask(&[b"CLIENT", b"LIST"]).await)? {
-            Answer::Text(list) => list,
-            Answer::No(cause) => return Err(format!("CLIENT LIST: {cause}")),
-            _ => return Err("expected text from CLIENT LIST".to_owned()),
+            Arc::clone(met.entry(name.clone()).or_default())
         };
-        let ids: Vec<String> = list
-            .lines()
-            .filter_map(|line| earlier(line, &self.ours, &self.name))
-            .collect();
-        told(kill(client, &ids, username).await)
+        // The first comes alone, and closes none of the others'.
+        let mut met = met.lock().await;
+        let mut client = if *met {
+            drop(met);
+            self.log_in(name, target).await?
+        } else {
+            let mut client = self.log_in(name, target).await?;
+            end_earlier(&mut client, &target.config.username).await?;
+            *met = true;
+            client
+        };
+        match told(client.ask(&[b"CLIENT", b"ID"]).await)? {
+            Answer::Number(id) => Ok(Link {
+                client,
+                id: id.to_string(),
+            }),
+            Answer::No(cause) => Err(format!("CLIENT ID: {cause}")),
+            _ => Err("expected a number from CLIENT ID".to_owned()),
+        }
     }
 }
 
-/// The id in a line of `CLIENT LIST`, if an earlier process of ours opened it.
-fn earlier(line: &str, ours: &str, own: &str) -> Option<String> {
-    let field = |name: &str| {
-        line.split(' ')
-            .find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
-    };
-    let name = field("name")?;
-    (name.starts_with(ours) && name != own).then(|| field("id").map(str::to_owned))?
+/// Closes every other connection of the broker's user.
+async fn end_earlier(client: &mut Client, username: &str) -> Result<(), String> {
+    let others: &[&[u8]] = &[
+        b"CLIENT",
+        b"KILL",
+        b"TYPE",
+        b"normal",
+        b"USER",
+        username.as_bytes(),
+        b"SKIPME",
+        b"yes",
+    ];
+    match told(client.ask(others).await)? {
+        Answer::Number(_) => Ok(()),
+        Answer::No(cause) => Err(format!("CLIENT KILL: {cause}")),
+        _ => Err("expected a number from CLIENT KILL".to_owned()),
+    }
 }
 
 /// Why somebody does not get in.
@@ -220,23 +208,5 @@ impl Connector for Redis {
     fn cut_off(&self, name: &ConnectionName, link: Link) {
         let mut cut = self.cut();
         cut.entry(name.clone()).or_default().insert(link.id);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_connections_of_earlier_processes_are_found() {
-        let line = |name: &str| {
-            format!("id=7 addr=127.0.0.1:1 laddr=[::1]:2 name={name} age=0 user=broker")
-        };
-        let earlier = |name: &str| earlier(&line(name), "mayfly-ab-", "mayfly-ab-1");
-        assert_eq!(earlier("mayfly-ab-0"), Some("7".to_owned()));
-        for name in ["mayfly-ab-1", "mayfly-cd-0", "", "web"] {
-            assert_eq!(earlier(name), None);
-        }
-        assert_eq!(super::earlier("", "", "x"), None);
     }
 }
