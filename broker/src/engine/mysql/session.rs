@@ -5,11 +5,16 @@ use super::super::statements::is_plain;
 use super::link::Link;
 use super::verifier::Plugin;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a lock is waited for before its holder is ended, and after that, in seconds.
 const PATIENCE: (u32, u32) = (1, 5);
-/// How long a connection takes to end that was told to, before it is looked for again.
-const ENDING: Duration = Duration::from_millis(2);
+/// How long a connection takes to end that was told to, before it is looked for again: at first, and at
+/// last.
+const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
+/// How long that is waited for. One that takes back a large transaction can need hours: it does nothing
+/// else any more, and who waits for it would take the server for one that is down.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// Takes the lock under which a user is made, changed and removed; for as long as `link` is open, or
 /// until [`unlock`].
@@ -118,15 +123,25 @@ pub(super) async fn end_orphans(link: &mut Link) -> Result<(), Failure> {
 
 async fn end(link: &mut Link, of: &str) -> Result<(), Failure> {
     let sql = format!("SELECT ID FROM information_schema.PROCESSLIST WHERE {of}");
+    let (mut wait, longest) = LOOK;
+    let began = Instant::now();
     loop {
         let ids = first(link, &sql).await?;
         if ids.is_empty() {
             return Ok(());
         }
-        for id in ids {
-            kill(link, &id).await?;
+        for id in &ids {
+            kill(link, id).await?;
         }
-        tokio::time::sleep(ENDING).await;
+        if began.elapsed() > ENDING {
+            tracing::warn!(
+                connections = ids.len(),
+                "connections that were ended still take back what they did"
+            );
+            return Ok(());
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(longest);
     }
 }
 
