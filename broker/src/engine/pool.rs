@@ -31,6 +31,8 @@ use tokio::time::{Instant, timeout};
 pub const OPERATION: Duration = Duration::from_secs(10);
 /// Most that wait for connections to one target. Whoever comes then is refused at once.
 const MAX_WAITING: usize = 1024;
+/// Most characters of what a server says about a failure.
+const MAX_WORDS: usize = 1000;
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -225,7 +227,7 @@ impl<C: Connector> Server<C> {
 
     fn at_target(&self, cause: &str) -> String {
         let host = &self.target.config.host;
-        format!("connection {} ({host}): {cause}", self.name)
+        format!("connection {} ({host}): {}", self.name, words(cause))
     }
 
     async fn lend(self: Arc<Self>) -> Result<Lent<C>, String> {
@@ -293,6 +295,7 @@ impl<C: Connector> Server<C> {
                 Ok(Lent::new(self, connection, permit))
             }
             Err(cause) => {
+                let cause = words(&cause);
                 let now = Instant::now();
                 let wait = self.state().breaker.failed(began, now, &cause);
                 if let Some(wait) = wait {
@@ -340,6 +343,13 @@ impl<C: Connector> Server<C> {
         drop(closed);
         next
     }
+}
+
+/// A server's own words as people are shown them, in logs, records and terminals: not too many, in one
+/// line, and with nothing that a terminal obeys.
+fn words(cause: &str) -> String {
+    let plain = |letter: char| if letter.is_control() { ' ' } else { letter };
+    cause.chars().take(MAX_WORDS).map(plain).collect()
 }
 
 async fn sweep<C: Connector>(server: Weak<Server<C>>, idle: Duration) {

@@ -308,3 +308,9 @@ async fn who_waits_for_too_long_is_told_and_so_is_who_comes_when_too_many_wait()
     }
     assert_eq!(server.state().waiting, 0);
 }
+
+#[test]
+fn what_a_server_says_is_short_and_nothing_that_a_terminal_obeys() {
+    assert_eq!(words("no\u{1b}[2J\r\nway\u{9b}"), "no [2J  way ");
+    assert_eq!(words(&"é".repeat(5000)), "é".repeat(MAX_WORDS));
+}
