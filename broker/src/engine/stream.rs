@@ -41,12 +41,19 @@ pub(super) fn is_socket(config: &ConnectionConfig) -> bool {
 /// # Errors
 /// Why not, for operators.
 pub(super) async fn plain(config: &ConnectionConfig, port: u16) -> Result<Stream, String> {
-    if is_socket(config) {
-        let stream = UnixStream::connect(&config.host).await;
+    to(&config.host, config.port.unwrap_or(port)).await
+}
+
+/// The same; `host` may be the path of a unix socket.
+///
+/// # Errors
+/// Why not, for operators.
+pub(super) async fn to(host: &str, port: u16) -> Result<Stream, String> {
+    if host.starts_with('/') {
+        let stream = UnixStream::connect(host).await;
         return Ok(Box::new(stream.map_err(|error| error.to_string())?));
     }
-    let port = config.port.unwrap_or(port);
-    let stream = TcpStream::connect((config.host.as_str(), port)).await;
+    let stream = TcpStream::connect((host, port)).await;
     let stream = stream.map_err(|error| error.to_string())?;
     // Requests are small and wait for their answers.
     stream

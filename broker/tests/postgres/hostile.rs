@@ -27,6 +27,10 @@ async fn hostile_holders() {
     only_a_role_that_the_holder_could_have_given_it_to_is_an_heir(&server, &place).await;
     what_is_in_another_database_keeps_nobody_logged_in(&server, &place).await;
     a_lock_of_somebody_else_keeps_nobody_logged_in(&server, &place).await;
+    who_owns_the_database_ends_no_text_of_the_brokers(&server).await;
+    rights_that_a_statement_took_are_given_back(&server).await;
+    sessions_that_the_broker_may_not_end_keep_nobody_logged_in(&server).await;
+    a_session_that_cannot_be_interrupted_holds_up_nobody(&server, &place).await;
     a_socket_needs_no_tls(&server).await;
 }
 
@@ -197,6 +201,106 @@ async fn a_lock_of_somebody_else_keeps_nobody_logged_in(server: &PostgresServer,
         place.engine.revoke(&lease).await.unwrap();
     }
     assert_eq!(roles(server), 0);
+}
+
+/// Settings of a database are its owner's, and count for whoever comes there.
+async fn who_owns_the_database_ends_no_text_of_the_brokers(server: &PostgresServer) {
+    server
+        .psql("CREATE ROLE landlord LOGIN PASSWORD 'l'")
+        .unwrap();
+    server
+        .psql("CREATE DATABASE theirs OWNER landlord")
+        .unwrap();
+    for setting in [
+        "standard_conforming_strings = off",
+        // As one name, within the double quotes that it is given; \042 is another.
+        "search_path = $$x\\042, \\', true); CREATE ROLE mole SUPERUSER; --$$",
+    ] {
+        let set = format!("ALTER DATABASE theirs SET {setting}");
+        server.psql_as("landlord", "l", &set).unwrap();
+    }
+    let mut there = config(server.port());
+    there.database = Some("theirs".to_owned());
+    let place = Place::new(there, PostgresServer::PASSWORD).await;
+    let made = credential(settings(&[CREATE]));
+    let (_, lease) = place.issue(&made, &evidence("x")).await.unwrap();
+    place.engine.create(&made, &lease).await.unwrap();
+    let moles = "SELECT count(*) FROM pg_roles WHERE rolname = 'mole'";
+    assert_eq!(server.psql(moles).unwrap(), "0");
+    place.engine.revoke(&lease).await.unwrap();
+}
+
+async fn rights_that_a_statement_took_are_given_back(server: &PostgresServer) {
+    let mut one = config(server.port());
+    one.max_connections = Some(1);
+    let place = Place::new(one, PostgresServer::PASSWORD).await;
+    for taken in ["SET ROLE keeper", "SET SESSION AUTHORIZATION keeper"] {
+        let (_, lease) = place.made(&credential(settings(&[CREATE, taken]))).await;
+        // Over the same connection.
+        let (_, next) = place.made(&credential(settings(&[CREATE]))).await;
+        for lease in [lease, next] {
+            place.engine.revoke(&lease).await.unwrap();
+        }
+    }
+}
+
+/// The broker's account lacks `pg_signal_backend`.
+async fn sessions_that_the_broker_may_not_end_keep_nobody_logged_in(server: &PostgresServer) {
+    server
+        .psql("CREATE ROLE weak LOGIN CREATEROLE PASSWORD 'w'")
+        .unwrap();
+    let mut weak = config(server.port());
+    weak.username = "weak".to_owned();
+    let place = Place::new(weak, "w").await;
+    let (holder, lease) = place.made(&credential(settings(&[CREATE]))).await;
+    let mut session = Input::of(server, holder.user(), holder.password());
+    session.say("");
+    let kept = place.engine.revoke(&lease).await.err().unwrap();
+    assert_eq!(kept.code(), Code::BadRequest, "{kept}");
+    assert!(!holder.gets_in(server));
+    drop(session);
+    let began = Instant::now();
+    while let Err(kept) = place.engine.revoke(&lease).await {
+        assert!(began.elapsed() < Duration::from_secs(10), "{kept}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn a_session_that_cannot_be_interrupted_holds_up_nobody(
+    server: &PostgresServer,
+    place: &Place,
+) {
+    let plain = credential(settings(&[CREATE]));
+    let (holder, lease) = place.made(&plain).await;
+    let (_, other) = place.made(&plain).await;
+    let mut stubborn = server.client(holder.user(), holder.password()).unwrap();
+    let nested = "count(//*[".repeat(8) + "1" + &"])".repeat(8);
+    let endless =
+        format!("SELECT xpath('{nested}', ('<a>' || repeat('<b/>', 1000) || '</a>')::xml)");
+    let mut stubborn = stubborn.args(["-c", &endless]).spawn().unwrap();
+    let at_it = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = '{}' AND state = 'active'",
+        holder.user()
+    );
+    let began = Instant::now();
+    while server.psql(&at_it).unwrap() != "1" {
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "it does not begin"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Its own removal does not wait for ever, and that of another does not wait at all.
+    place.engine.revoke(&lease).await.unwrap();
+    assert!(!holder.gets_in(server));
+    let left =
+        "SELECT count(*) FROM pg_stat_activity WHERE usename IS NULL AND query LIKE '%xpath%'";
+    assert_eq!(server.psql(left).unwrap(), "1", "it could be interrupted");
+    let began = Instant::now();
+    place.engine.revoke(&other).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1));
+    stubborn.kill().unwrap();
+    stubborn.wait().unwrap();
 }
 
 async fn a_socket_needs_no_tls(server: &PostgresServer) {

@@ -7,6 +7,7 @@ use crate::server::PostgresServer;
 use mayfly_broker::engine::Engine as _;
 use mayfly_wire::Code;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 
@@ -130,4 +131,37 @@ async fn a_server_that_accepts_and_never_answers_is_reported() {
     let refused = place.engine.revoke(&lease).await.err().unwrap();
     assert!(refused.to_string().contains("next try in"), "{refused}");
     assert!(again.elapsed() < SHORT && began.elapsed() > Duration::from_secs(4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_an_end_is_not_taken_in() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let message = |kind: u8, body: &[u8]| {
+            let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+            [&[kind], &length[..], body].concat()
+        };
+        // Whoever comes is let in, and each answer is one column with rows that never end.
+        let column = [&[0, 1][..], b"x\0", &[0; 18]].concat();
+        let row = [&[0, 1, 0, 0, 0x10, 0][..], &[b'7'; 4096]].concat();
+        let rows = message(b'D', &row).repeat(16);
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut asked = [0; 4096];
+            let _ = client.read(&mut asked).await;
+            let ready = [message(b'R', &[0; 4]), message(b'Z', b"I")].concat();
+            client.write_all(&ready).await.unwrap();
+            let _ = client.read(&mut asked).await;
+            let mut sent = client.write_all(&message(b'T', &column)).await;
+            while sent.is_ok() {
+                sent = client.write_all(&rows).await;
+            }
+        }
+    });
+    let place = Place::new(config(port), "x").await;
+    let credential = credential(settings(&[CREATE]));
+    let (_, lease) = place.issue(&credential, &evidence("x")).await.unwrap();
+    let refused = place.engine.create(&credential, &lease).await;
+    let refused = refused.err().unwrap().to_string();
+    assert!(refused.contains("beyond all limits"), "{refused}");
 }

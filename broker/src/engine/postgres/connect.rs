@@ -5,13 +5,14 @@
 //! ended, and waited for, before anything else is done at that target. Those of an earlier process of
 //! this broker are known by their `application_name`, and are ended at the first connect.
 
+use super::metered::{Metered, Room};
 use super::session::Session;
-use super::tls::Rustls;
+use super::tls::ToServer;
 use crate::engine::EngineError;
 use crate::engine::connections::{Connections, Target};
 use crate::engine::pool::{Connector, Failure, Opening};
 use crate::engine::root::Roots;
-use crate::engine::tls;
+use crate::engine::stream;
 use crate::seal::{RootKeys, SealError, random};
 use mayfly_wire::connection::Tls;
 use mayfly_wire::{ConnectionConfig, ConnectionName, Secret};
@@ -30,9 +31,11 @@ pub(super) const DATABASE: &str = "postgres";
 /// Waits while server processes end: the first, and the longest.
 const ENDING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 /// For each session: the server gives up by itself, before the broker does, what others' locks hold up;
-/// and a broker that is gone without a word does not leave its sessions there.
+/// and a broker that is gone without a word does not leave its sessions there. A backslash in a text means
+/// nothing: who owns the database could have said otherwise in it, and then end a text of ours too soon.
 const OPTIONS: &str = "-c statement_timeout=8000 -c lock_timeout=3000 \
-    -c idle_in_transaction_session_timeout=10000 -c client_min_messages=error";
+    -c idle_in_transaction_session_timeout=10000 -c client_min_messages=error \
+    -c standard_conforming_strings=on";
 
 /// Opens sessions.
 pub(super) struct Login {
@@ -156,11 +159,19 @@ impl Login {
             config.password(password.expose());
         }
         let turn = Arc::clone(turn);
-        let opened = if speaks_tls(&settings.host, settings.tls) {
-            let client = tls::client(settings.ca_pem.as_deref()).map_err(Denied::Other)?;
-            Session::over(config.connect(Rustls(client)).await, turn)
+        let room = Room::new();
+        let (host, port) = place(&settings.host, settings.port.unwrap_or(PORT));
+        let stream = if host.starts_with('/') {
+            stream::to(&format!("{host}/.s.PGSQL.{port}"), port).await
         } else {
-            Session::over(config.connect(NoTls).await, turn)
+            stream::to(host, port).await
+        };
+        let stream = Metered::new(stream.map_err(Denied::Other)?, room.clone());
+        let opened = if speaks_tls(host, settings.tls) {
+            let tls = ToServer::new(host, settings.ca_pem.as_deref()).map_err(Denied::Other)?;
+            Session::over(config.connect_raw(stream, tls).await, turn, room)
+        } else {
+            Session::over(config.connect_raw(stream, NoTls).await, turn, room)
         };
         let session = opened.map_err(|error| {
             let cause = super::session::cause(&error);
@@ -218,16 +229,11 @@ async fn gone(session: &Session, which: &str) -> Result<(), Failure> {
 
 /// The broker's settings, as the client understands them.
 fn config(settings: &ConnectionConfig) -> Config {
-    let (host, port) = place(&settings.host, settings.port.unwrap_or(PORT));
     let mut config = Config::new();
     config
-        .host(host)
-        .port(port)
         .user(&settings.username)
         .dbname(settings.database.as_deref().unwrap_or(DATABASE))
         .options(OPTIONS)
-        .keepalives_idle(Duration::from_secs(30))
-        .tcp_user_timeout(Duration::from_secs(30))
         .ssl_mode(if speaks_tls(&settings.host, settings.tls) {
             SslMode::Require
         } else {

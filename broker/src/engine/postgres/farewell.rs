@@ -8,9 +8,14 @@ use super::session::Session;
 use super::sql;
 use crate::engine::pool::Failure;
 use std::time::Duration;
+use tokio::time::Instant;
 
-/// How often it is looked whether sessions that were ended are gone.
-const LOOK: Duration = Duration::from_millis(2);
+/// How often it is looked whether sessions that were ended are gone: at first, and at last.
+const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
+/// How long that is waited for. Some libraries in the server (`xpath`) do not let themselves be
+/// interrupted: a session in one has been told to end and commits nothing any more, but with a statement
+/// made for it this can take hours, in which a removal that waits would pass for a server that is down.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// Drops a role, if it is there; what it owns goes to `heir`, a role that it is a member of.
 ///
@@ -21,10 +26,10 @@ pub(super) async fn drop_role(
     name: &str,
     heir: Option<&str>,
 ) -> Result<(), Failure> {
-    let after = sql::count_roles(name) + ";" + sql::ORPHANS;
+    let after = sql::count_roles(name) + ";" + &sql::sessions();
     let inside = sql::drop_or_lock(name);
     let said = session.transaction_then(&inside, &after).await?;
-    let [.., roles, orphans] = said[..] else {
+    let [.., roles, sessions] = said[..] else {
         return Err(Failure::Broken("an answer is missing".to_owned()));
     };
     if roles > 0 {
@@ -37,10 +42,10 @@ pub(super) async fn drop_role(
             )),
             broken => broken,
         })?;
-    } else if orphans == 0 {
+    } else if sessions == 0 {
         return Ok(());
     }
-    until_none(session, sql::ORPHANS).await
+    until_none(session, &sql::sessions()).await
 }
 
 /// Locks a role out, and then does what an operator wrote.
@@ -56,13 +61,26 @@ pub(super) async fn drop_by(session: &Session, name: &str, text: &str) -> Result
         }
         outcome => outcome?,
     }
-    until_none(session, sql::ORPHANS).await
+    until_none(session, &sql::sessions()).await
 }
 
-/// Asks again until the answer is 0.
+/// Asks again until no session is left, or those that are left take their time.
 pub(super) async fn until_none(session: &Session, sql: &str) -> Result<(), Failure> {
-    while session.number(sql).await? > 0 {
-        tokio::time::sleep(LOOK).await;
+    let (mut wait, longest) = LOOK;
+    let began = Instant::now();
+    loop {
+        let sessions = session.number(sql).await?;
+        if sessions > 0 && began.elapsed() < ENDING {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(longest);
+            continue;
+        }
+        if sessions > 0 {
+            tracing::warn!(
+                sessions,
+                "sessions that were ended still run what cannot be interrupted"
+            );
+        }
+        return Ok(());
     }
-    Ok(())
 }

@@ -6,6 +6,7 @@
 mod account;
 mod connect;
 mod farewell;
+mod metered;
 mod removal;
 mod roles;
 mod scram;

@@ -185,11 +185,11 @@ impl Removals {
 
 /// Drops roles in one transaction, and waits for the end of their sessions. Gives those that take more.
 async fn drop_all(session: &Session, roles: &[&str]) -> Result<Vec<String>, Failure> {
-    let after = format!("{}{}", sql::ORPHANS, sql::which_roles(roles));
+    let after = format!("{}{}", sql::sessions(), sql::which_roles(roles));
     let text = sql::drop_roles(roles);
     let (sessions, left) = session.transaction_and(&text, &after).await?;
     if sessions.last() != Some(&0) {
-        until_none(session, sql::ORPHANS).await?;
+        until_none(session, &sql::sessions()).await?;
     }
     Ok(left)
 }

@@ -1,5 +1,6 @@
 //! One open session: text in, what became of it out.
 
+use super::metered::{Metered, Room};
 use crate::engine::pool::Failure;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_postgres::error::{DbError, SqlState};
-use tokio_postgres::{Client, Connection, Error, SimpleQueryMessage, Socket};
+use tokio_postgres::{Client, Connection, Error, SimpleQueryMessage};
 
 /// How often a transaction is tried in which others came between.
 const TRIES: u64 = 8;
@@ -29,6 +30,7 @@ const CLOCK_JUMP: Duration = Duration::from_secs(1);
 pub(super) struct Session {
     client: Client,
     io: AbortHandle,
+    room: Room,
     pid: i32,
     clock: Clock,
     /// Where operators' statements look for what they name.
@@ -76,10 +78,11 @@ enum Sql {
 }
 
 impl Session {
-    /// `turn` is the same for all sessions at one server.
+    /// `turn` is the same for all sessions at one server, `room` is that of the stream.
     pub(super) fn over<T>(
-        opened: Result<(Client, Connection<Socket, T>), Error>,
+        opened: Result<(Client, Connection<Metered, T>), Error>,
         turn: Arc<Mutex<()>>,
+        room: Room,
     ) -> Result<Self, Error>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -90,6 +93,7 @@ impl Session {
         Ok(Self {
             client,
             io: io.abort_handle(),
+            room,
             pid: 0,
             clock: Clock::now(0),
             path: String::new(),
@@ -104,7 +108,7 @@ impl Session {
              SELECT pg_catalog.pg_backend_pid(); {CLOCK}"
         );
         let answer = self.client.simple_query(&asked).await;
-        let answer = answer.map_err(|error| cause(&error))?;
+        let answer = answer.map_err(|error| self.cause(&error))?;
         let said: Vec<&str> = texts(&answer).collect();
         let wrong = || "expected a PostgreSQL server that tells its process and time".to_owned();
         let [path, pid, millis] = said[..] else {
@@ -116,6 +120,14 @@ impl Session {
         self.pid = i32::try_from(pid).map_err(|_| "a process number is too large".to_owned())?;
         self.clock = Clock::now(millis);
         Ok(self)
+    }
+
+    /// What went wrong. The library only says that it closed a connection on which too much came.
+    fn cause(&self, error: &Error) -> String {
+        if self.room.is_over() {
+            return "expected a PostgreSQL server, found an answer beyond all limits".to_owned();
+        }
+        cause(error)
     }
 
     /// The server's process.
@@ -152,14 +164,17 @@ impl Session {
     }
 
     /// The same with statements that an operator wrote: they find what is in the path that the server
-    /// gives the broker's account, and leave ours as it was.
+    /// gives the broker's account, and leave ours as it was, and whose rights the session has.
     pub(super) async fn operators(&self, sql: &str) -> Result<(), Failure> {
         self.transaction(&self.in_their_path(sql)).await
     }
 
     fn in_their_path(&self, sql: &str) -> String {
         let path = &self.path;
-        format!("SELECT pg_catalog.set_config('search_path', '{path}', true);{sql};{OUR_PATH};")
+        format!(
+            "SELECT pg_catalog.set_config('search_path', '{path}', true);{sql};\
+             RESET SESSION AUTHORIZATION;RESET ROLE;{OUR_PATH};"
+        )
     }
 
     /// Does `inside` in a transaction and then `after`, whose numbers are returned; again if others came
@@ -214,17 +229,18 @@ impl Session {
     }
 
     async fn once(&self, text: &str) -> Result<Vec<SimpleQueryMessage>, Sql> {
+        self.room.renew();
         let error = match self.client.simple_query(text).await {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        let cause = cause(&error);
+        let cause = self.cause(&error);
         let Some(refused) = error.as_db_error().filter(|said| is_alive(said)) else {
             return Err(Sql::Failed(Failure::Broken(cause)));
         };
         // It may stand in a transaction that failed.
         if let Err(error) = self.client.simple_query("ROLLBACK").await {
-            return Err(Sql::Failed(Failure::Broken(self::cause(&error))));
+            return Err(Sql::Failed(Failure::Broken(self.cause(&error))));
         }
         if is_disturbed(refused) {
             return Err(Sql::Disturbed(cause));

@@ -6,17 +6,34 @@ pub(super) const ORPHANS: &str = "SELECT count(pg_terminate_backend(s.pid)) \
     FROM pg_catalog.pg_stat_get_activity(NULL) s WHERE s.usesysid <> 0 \
     AND (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.oid = s.usesysid) IS NULL;";
 
+/// The roles that a removal found, by their oids, which tell whose a session is when the role is no more;
+/// 0 for one that was not there. Set by the removal, and read after it by [`SESSIONS`].
+const FOUND: &str = "mayfly.found";
+
+/// Sessions of the roles that the last removal found. Ends them, and counts them. Of a role that was not
+/// there nobody can tell which are its: then those of all roles that are no more.
+pub(super) fn sessions() -> String {
+    format!(
+        "SELECT count(pg_terminate_backend(s.pid)) FROM pg_catalog.pg_stat_get_activity(NULL) s \
+         WHERE s.usesysid <> 0 AND (s.usesysid = ANY (current_setting('{FOUND}')::oid[]) \
+         OR 0::oid = ANY (current_setting('{FOUND}')::oid[]) \
+         AND (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.oid = s.usesysid) IS NULL);"
+    )
+}
+
 /// Drops those of these roles that are there and need no more than that, and ends their sessions. One
 /// that others hold a lock on is left, too: the others shall not wait for it.
 pub(super) fn drop_roles(names: &[&str]) -> String {
     format!(
-        "DO $mayfly$ DECLARE roles text[] := {}; it text; \
+        "DO $mayfly$ DECLARE roles text[] := {}; it text; role oid; ids oid[] := ARRAY[]::oid[]; \
          BEGIN SET LOCAL lock_timeout = '100ms'; \
          PERFORM pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_get_activity(NULL) a \
          WHERE a.usesysid = ANY (ARRAY(SELECT oid FROM pg_catalog.pg_roles WHERE rolname = ANY (roles))); \
          FOREACH it IN ARRAY roles LOOP \
-         BEGIN EXECUTE 'DROP ROLE IF EXISTS \"' || it || '\"'; EXCEPTION WHEN OTHERS THEN NULL; END; \
-         END LOOP; END $mayfly$;",
+         role := coalesce((SELECT oid FROM pg_catalog.pg_roles WHERE rolname = it), 0::oid); \
+         BEGIN EXECUTE 'DROP ROLE IF EXISTS \"' || it || '\"'; ids := array_append(ids, role); \
+         EXCEPTION WHEN OTHERS THEN NULL; END; \
+         END LOOP; PERFORM set_config('{FOUND}', ids::text, false); END $mayfly$;",
         array(names)
     )
 }
@@ -34,13 +51,16 @@ fn array(names: &[&str]) -> String {
 }
 
 /// Ends the sessions of a role, if it is there, and drops it. Where that does not go, nobody can log in
-/// as it any more; a lock of somebody else's is not waited for.
+/// as it any more; a lock of somebody else's is not waited for, and sessions that the broker's account may
+/// not end are in the way of neither.
 pub(super) fn drop_or_lock(name: &str) -> String {
     format!(
         "DO $mayfly$ DECLARE role oid := (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = '{name}'); \
-         BEGIN IF role IS NULL THEN RETURN; END IF; \
+         BEGIN PERFORM set_config('{FOUND}', ARRAY[coalesce(role, 0::oid)]::text, false); \
+         IF role IS NULL THEN RETURN; END IF; \
          SET LOCAL lock_timeout = '250ms'; \
-         PERFORM pg_terminate_backend(pid) FROM pg_catalog.pg_stat_get_activity(NULL) WHERE usesysid = role; \
+         BEGIN PERFORM pg_terminate_backend(pid) FROM pg_catalog.pg_stat_get_activity(NULL) \
+         WHERE usesysid = role; EXCEPTION WHEN insufficient_privilege THEN NULL; END; \
          BEGIN DROP ROLE \"{name}\"; RETURN; EXCEPTION WHEN OTHERS THEN NULL; END; \
          SET LOCAL lock_timeout = '3s'; \
          IF (SELECT rolcanlogin FROM pg_catalog.pg_roles WHERE oid = role) THEN \
@@ -51,9 +71,9 @@ pub(super) fn drop_or_lock(name: &str) -> String {
 /// Nobody can log in as a role any more, if it is there and the broker's account may change it.
 pub(super) fn lock_out(name: &str) -> String {
     format!(
-        "DO $mayfly$ DECLARE role oid := (SELECT oid FROM pg_catalog.pg_roles \
-         WHERE rolname = '{name}' AND rolcanlogin); \
-         BEGIN IF role IS NOT NULL THEN \
+        "DO $mayfly$ DECLARE role oid := (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = '{name}'); \
+         BEGIN PERFORM set_config('{FOUND}', ARRAY[coalesce(role, 0::oid)]::text, false); \
+         IF (SELECT rolcanlogin FROM pg_catalog.pg_roles WHERE oid = role) THEN \
          BEGIN ALTER ROLE \"{name}\" NOLOGIN PASSWORD NULL; EXCEPTION WHEN insufficient_privilege THEN NULL; END; \
          END IF; END $mayfly$;"
     )

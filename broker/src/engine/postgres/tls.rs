@@ -8,13 +8,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
+use tokio_postgres::tls::{ChannelBinding, TlsConnect};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Makes TLS connections with these settings.
-pub(super) struct Rustls(pub(super) Arc<ClientConfig>);
-
+/// Makes a TLS connection to a server of this name.
 pub(super) struct ToServer {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
@@ -22,15 +20,13 @@ pub(super) struct ToServer {
 
 pub(super) struct Stream<S>(TlsStream<S>);
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for Rustls {
-    type Stream = Stream<S>;
-    type TlsConnect = ToServer;
-    type Error = io::Error;
-
-    fn make_tls_connect(&mut self, host: &str) -> io::Result<ToServer> {
-        Ok(ToServer {
-            config: Arc::clone(&self.0),
-            name: tls::server_name(host).map_err(io::Error::other)?,
+impl ToServer {
+    /// # Errors
+    /// The settings are wrong.
+    pub(super) fn new(host: &str, ca_pem: Option<&str>) -> Result<Self, String> {
+        Ok(Self {
+            config: tls::client(ca_pem)?,
+            name: tls::server_name(host)?,
         })
     }
 }
