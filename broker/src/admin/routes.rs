@@ -206,15 +206,7 @@ fn decode(text: &str) -> Option<String> {
 /// A new configuration stands: every session looks again, and so does everything that no session holds.
 fn look_again(admin: &Arc<Admin>) {
     admin.hub.wake_all();
-    let admin = Arc::clone(admin);
-    tokio::spawn(async move {
-        match admin.door.recheck().await {
-            Ok(lost) => lost.iter().for_each(|workload| admin.hub.wake(workload)),
-            Err(refusal) => {
-                tracing::error!(%refusal, "leases are looked at again only when they are due");
-            }
-        }
-    });
+    admin.door.judge_anew();
 }
 
 async fn status(admin: &Admin, operator: &Operator) -> Result<Status> {

@@ -1,8 +1,8 @@
 //! The configuration that stands, and how another takes its place: validated whole, compared with what
 //! the operator saw, on record, durable, then swapped in at once.
 
+use super::follow::remade;
 use super::plan::{self, Side};
-use super::withdraw::{Teller, each};
 use super::{Door, OpenError, Operator, store_failed};
 use crate::engine::connections;
 use crate::policy::{Judge, entity};
@@ -10,8 +10,7 @@ use crate::store::{Configuration, Lease, LeaseState, Op, Source, Store, StoreErr
 use mayfly_wire::admin::{
     Apply, CredentialConfig, Desired, Plan, PolicyCheck, PolicyFile, PolicyProblem,
 };
-use mayfly_wire::{Code, CredentialName, Refusal, WorkloadKey};
-use mayfly_wire::{ConnectionConfig, ConnectionName};
+use mayfly_wire::{Code, ConnectionConfig, ConnectionName, CredentialName, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, PoisonError};
@@ -20,11 +19,6 @@ use std::sync::{Arc, PoisonError};
 const MAX_CREDENTIALS: usize = 10_000;
 /// How long a lease may last, in seconds.
 const TTL: RangeInclusive<u64> = 5..=30 * 86_400;
-/// The entry that names the credentials whose leases must be made anew.
-const ANEW: &str = "anew";
-/// Leases that are looked at in one go.
-const PAGE: u32 = 500;
-
 /// A configuration, ready to judge by. Compiled once.
 pub struct Applied {
     number: u64,
@@ -129,7 +123,7 @@ impl Door {
         self.compare(&applied, &next).await
     }
 
-    /// Makes `desired` so. The caller then has sessions look again, with [`Door::recheck`] for the
+    /// Makes `desired` so. The caller then has sessions look again, and [`Door::judge_anew`] looks at the
     /// leases that no session holds.
     ///
     /// # Errors
@@ -155,6 +149,9 @@ impl Door {
             ));
         }
         let next = self.compile(applied.number + 1, apply.desired)?;
+        // What is not on disk yet could otherwise be made at the old server, and looked for at the new.
+        let going = gone(&applied, &next).map(|name| self.lanes.of(name).shut());
+        let _going: Vec<_> = going.collect();
         let plan = self.compare(&applied, &next).await?;
         if plan.changes.is_empty() {
             return Ok(plan);
@@ -176,9 +173,7 @@ impl Door {
         // Another server must not be told the password of this one.
         ops.extend(gone(&applied, &next).flat_map(connections::forgotten));
         let remade = remade(&applied, &next);
-        if !remade.is_empty() {
-            ops.push(self.intends_anew(&remade).await?);
-        }
+        ops.extend(self.intends(number, &remade).await.map_err(store_failed)?);
         match self.store.commit(ops).await {
             Ok(()) => {}
             Err(StoreError::Conflict(cause)) => {
@@ -193,117 +188,9 @@ impl Door {
         );
         self.connections.configure(next.connections());
         *self.applied.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
-        if !remade.is_empty() {
-            let door = Arc::clone(self);
-            self.spawn(async move { door.make_anew(remade).await });
-        }
+        let names = remade.iter().map(|config| config.name.clone());
+        self.make_anew(number, names.collect(), remade);
         Ok(plan)
-    }
-
-    /// What keeps it on disk that the leases of these credentials must be made anew, with those that a
-    /// configuration before this one left.
-    async fn intends_anew(&self, configs: &[CredentialConfig]) -> Result<Op, Refusal> {
-        let mut names = self.intended().await.map_err(store_failed)?;
-        names.extend(configs.iter().map(|config| config.name.clone()));
-        let json = serde_json::to_vec(&names).map_err(super::inside)?;
-        Ok(Op::MetaPut(ANEW.to_owned(), json))
-    }
-
-    async fn intended(&self) -> Result<BTreeSet<CredentialName>, StoreError> {
-        let Some(json) = self.store.meta(ANEW.to_owned()).await? else {
-            return Ok(BTreeSet::new());
-        };
-        serde_json::from_slice(&json)
-            .map_err(|error| StoreError::Damaged(format!("what an apply left to be done: {error}")))
-    }
-
-    /// Goes on with what an apply had begun when the broker ended: leases by settings that stand no more
-    /// are made anew.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn resume(self: &Arc<Self>) -> Result<(), StoreError> {
-        let applied = self.applied();
-        let names = self.intended().await?;
-        let configs = names.iter().filter_map(|name| applied.credential(name));
-        let configs: Vec<_> = configs.cloned().collect();
-        if !names.is_empty() {
-            let door = Arc::clone(self);
-            self.spawn(async move { door.make_anew(configs).await });
-        }
-        Ok(())
-    }
-
-    /// Has new leases take the place of all on these credentials, by their new settings.
-    async fn make_anew(self: Arc<Self>, configs: Vec<CredentialConfig>) {
-        let number = self.applied().number();
-        if let Err(error) = self.make_all_anew(configs).await {
-            tracing::error!(%error, "leases by old settings are replaced at the next start");
-            return;
-        }
-        let _one = self.applying.lock().await;
-        // Another configuration has seen to the rest with its own.
-        if self.applied().number() == number {
-            let done = self
-                .store
-                .commit(vec![Op::MetaRemove(ANEW.to_owned())])
-                .await;
-            if let Err(error) = done {
-                tracing::warn!(%error, "leases are made anew once more at the next start");
-            }
-        }
-    }
-
-    async fn make_all_anew(
-        self: &Arc<Self>,
-        configs: Vec<CredentialConfig>,
-    ) -> Result<(), StoreError> {
-        let mut all = Vec::new();
-        for config in configs {
-            let leases = self.store.leases_on(config.name.clone()).await?;
-            all.extend(leases.into_iter().map(|lease| (config.clone(), lease)));
-        }
-        let (teller, _) = Teller::new(all.len());
-        each(all, teller, |(config, lease)| {
-            let door = Arc::clone(self);
-            async move { door.make_one_anew(&config, lease).await }
-        })
-        .await;
-        Ok(())
-    }
-
-    async fn make_one_anew(
-        self: Arc<Self>,
-        config: &CredentialConfig,
-        lease: Lease,
-    ) -> Result<(), String> {
-        let made = match lease.state {
-            LeaseState::Active => self.anew(config, lease.id.clone(), lease.workload.clone()),
-            // What is on its way in has the old settings, and what is on its way out goes on.
-            LeaseState::Planned => {
-                let problem = format!("{} was being made by the old settings", lease.id);
-                return self.end_old(&lease, problem).await;
-            }
-            LeaseState::Retiring | LeaseState::Revoking => return Ok(()),
-        };
-        match made.await {
-            Ok(()) => Ok(()),
-            Err(problem) => self.end_old(&lease, problem).await,
-        }
-    }
-
-    /// What the old settings gave must not stay because the new ones give nothing now.
-    async fn end_old(&self, lease: &Lease, problem: String) -> Result<(), String> {
-        tracing::warn!(lease = %lease.id, %problem, "a lease by old settings ends");
-        let _turn = self.locks.turn(&lease.workload).await;
-        let found = self.store.lease(lease.id.clone()).await;
-        let found = found.map_err(|error| error.to_string())?;
-        let Some(lease) = found.filter(|lease| lease.state != LeaseState::Revoking) else {
-            return Ok(());
-        };
-        let ended = self.end(&lease, "replaced").await;
-        self.say(super::Change::Workload(lease.workload));
-        ended.map_err(|refusal| refusal.to_string())
     }
 
     /// Whether policies are good by themselves.
@@ -326,52 +213,6 @@ impl Door {
                 problems,
             },
         })
-    }
-
-    /// Ends the leases that policy does not grant any more, whether a session holds them or not, and
-    /// gives the workloads that lost one.
-    ///
-    /// # Errors
-    /// [`Code::Unavailable`].
-    pub async fn recheck(&self) -> Result<BTreeSet<WorkloadKey>, Refusal> {
-        let applied = self.applied();
-        let mut lost = BTreeSet::new();
-        let mut after = None;
-        loop {
-            let page = self
-                .store
-                .leases(after.take(), PAGE)
-                .await
-                .map_err(store_failed)?;
-            for lease in &page {
-                if !self.still_granted(&applied, lease).await? {
-                    let _turn = self.locks.turn(&lease.workload).await;
-                    self.end(lease, "withdrawn").await?;
-                    lost.insert(lease.workload.clone());
-                }
-            }
-            let full = page.len() >= PAGE as usize;
-            match page.last() {
-                Some(last) if full => after = Some(last.id.clone()),
-                _ => return Ok(lost),
-            }
-        }
-    }
-
-    async fn still_granted(&self, applied: &Applied, lease: &Lease) -> Result<bool, Refusal> {
-        let known = self
-            .store
-            .workload(lease.workload.clone())
-            .await
-            .map_err(store_failed)?;
-        let Some(known) = known else {
-            return Ok(false);
-        };
-        let subject = applied
-            .judge
-            .subject(&known.evidence)
-            .map_err(super::inside)?;
-        Ok(applied.judge.issue(&subject, &lease.credential).allowed)
     }
 
     fn compile(&self, number: u64, desired: Desired) -> Result<Applied, Refusal> {
@@ -432,6 +273,12 @@ impl Door {
     /// A server whose accounts must still be removed cannot go, nor give its name to another.
     async fn still_used(&self, applied: &Applied, next: &Applied) -> Result<(), Refusal> {
         for connection in gone(applied, next) {
+            if self.lanes.of(connection).is_making() {
+                let message = format!(
+                    "connection {connection}: accounts are being made there now; try again in a moment"
+                );
+                return Err(Refusal::because(Code::Conflict, message));
+            }
             let mut accounts = BTreeSet::new();
             let mut count = |leases: Vec<Lease>| {
                 let there = leases.into_iter().filter(|lease| {
@@ -486,13 +333,4 @@ fn gone<'a>(old: &'a Applied, new: &'a Applied) -> impl Iterator<Item = &'a Conn
         now.is_none_or(|now| connections::is_elsewhere(was, now))
     });
     gone.map(|config| &config.name)
-}
-
-/// The credentials whose leases must be made anew, as they are now.
-fn remade(old: &Applied, new: &Applied) -> Vec<CredentialConfig> {
-    let changed = new.credentials.values().filter(|now| {
-        let was = old.credentials.get(&now.name);
-        was.is_some_and(|was| plan::is_remade(was, now))
-    });
-    changed.cloned().collect()
 }

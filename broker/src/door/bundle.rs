@@ -204,6 +204,10 @@ impl Door {
             match config.and_then(|config| over(config, &lease, &evidence.node, now)) {
                 Some(reason) => work.end(&lease, reason).await,
                 None => {
+                    let was_left = lease.due_at >= lease.expires_at;
+                    if was_left && ask.generation == 1 && !ask.once {
+                        work.look_at(&lease);
+                    }
                     leases.insert(lease.credential.clone(), lease);
                 }
             }
@@ -212,7 +216,11 @@ impl Door {
             return Err(self.deny(&ask, verdict.denied, work).await);
         }
 
-        let barred = self.barred.of(&evidence.workload);
+        // Who asks once is as new as the next session.
+        let barred = match ask.once {
+            true => BTreeSet::new(),
+            false => self.barred.of(&evidence.workload),
+        };
         let mut making = self.make_missing(&verdict, &leases, &barred, evidence);
         if ask.can_wait
             && making

@@ -320,22 +320,17 @@ impl Door {
         };
         let end = async {
             let found = self.store.lease(lease.id.clone()).await?;
-            match found {
-                // One that became active meanwhile is somebody's.
-                Some(found) if found.state == LeaseState::Planned => {
-                    let ending = found.must_end(reason, self.now_ms());
-                    self.store.commit(vec![Op::LeaseUpdate(ending)]).await
-                }
-                _ => Ok(()),
-            }
+            // One that became active meanwhile is somebody's.
+            let planned = found.filter(|found| found.state == LeaseState::Planned);
+            let end = planned.map(|planned| planned.must_end(reason, self.now_ms()));
+            let mut ops: Vec<Op> = end.map(Op::LeaseUpdate).into_iter().collect();
+            ops.push(Op::WorkloadRemove(lease.workload.clone()));
+            self.store.commit(ops).await
         };
         match end.await {
             Ok(()) => self.hint(0),
             // It is due by itself later.
             Err(error) => tracing::error!(lease = %lease.id, %error, "a plan stays for now"),
-        }
-        if let Err(refusal) = self.forget_if_idle(&lease.workload).await {
-            tracing::warn!(%refusal, "a workload without leases is still watched");
         }
     }
 }

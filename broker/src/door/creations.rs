@@ -297,14 +297,20 @@ impl Ticket {
         answer
     }
 
-    /// It was made.
+    /// It was made. Of what was given up nothing stays: nobody would come for it.
     pub fn made(self, lease: LeaseId) {
+        if self.is_cancelled() {
+            return;
+        }
         let entry = Some(Entry::Made(lease));
         self.creations.set(&self.workload, &self.credential, entry);
     }
 
     /// It was not.
     pub fn failed(self, failure: Failure) {
+        if self.is_cancelled() {
+            return;
+        }
         self.creations
             .fail(&self.workload, &self.credential, failure);
     }

@@ -35,6 +35,11 @@ pub(super) fn end_of(lease: &Lease, reason: &str, due_at: u64) -> End {
     }
 }
 
+/// What ends a lease in the store, and forgets its workload if it holds nothing else.
+pub(super) fn ending(lease: &Lease, op: Op) -> Vec<Op> {
+    vec![op, Op::WorkloadRemove(lease.workload.clone())]
+}
+
 impl Door {
     /// A workload died: its leases end now. Says whether anything was known of it. What they hold at
     /// targets is on its way out when this returns, and must end on disk.
@@ -49,6 +54,7 @@ impl Door {
         self.barred.forget(workload);
         self.creations.cancel_all(workload).await;
         let _turn = self.locks.turn(workload).await;
+        self.retiring.forget(workload);
         let leases = self.leases_that_live(workload).await?;
         let known = self
             .store
@@ -65,9 +71,6 @@ impl Door {
         let (committed, is_committed) = watch::channel(false);
         let claimed = self.now_ms() + CLAIM;
         for lease in &leases {
-            if lease.state == LeaseState::Retiring {
-                self.retiring.remove(workload, &lease.id);
-            }
             // The target need not wait for the disk: what is taken back too early is taken back.
             let due_at = match self.place_for(lease) {
                 Ok(Some(pass)) => {
@@ -129,37 +132,13 @@ impl Door {
         let End { op, event } = end_of(lease, reason, self.now_ms());
         // Its end does not wait for the record either.
         let recorded = self.record_all(event.into_iter().collect()).await;
-        match self.store.commit(self.ending(lease, op).await).await {
+        match self.store.commit(ending(lease, op)).await {
             Ok(()) => self.fault.reached(Step::Revoking),
             Err(StoreError::NotFound(_)) => return Ok(()),
             Err(error) => return Err(store_failed(error)),
         }
         self.hint(0);
         recorded
-    }
-
-    /// What ends a lease in the store, and forgets its workload if it holds nothing else; the caller has
-    /// its turn.
-    pub(super) async fn ending(&self, lease: &Lease, op: Op) -> Vec<Op> {
-        let mut ops = vec![op];
-        match self.leases_that_live(&lease.workload).await {
-            Ok(live) if live.iter().all(|other| other.id == lease.id) => {
-                ops.push(Op::WorkloadRemove(lease.workload.clone()));
-            }
-            Ok(_) => {}
-            // That it ends matters more.
-            Err(refusal) => tracing::warn!(%refusal, "a workload without leases may stay"),
-        }
-        ops
-    }
-
-    /// A workload without leases need not be watched or remembered.
-    pub(super) async fn forget_if_idle(&self, workload: &WorkloadKey) -> Result<(), Refusal> {
-        if !self.leases_that_live(workload).await?.is_empty() {
-            return Ok(());
-        }
-        let forget = vec![Op::WorkloadRemove(workload.clone())];
-        self.store.commit(forget).await.map_err(store_failed)
     }
 
     /// What a node that has just started must watch. Workloads of an earlier boot of it are dead, and

@@ -67,6 +67,14 @@ impl<'a> Work<'a> {
         self.is_due(now);
     }
 
+    /// Has a lease looked at that was left to end because nobody would have got another: somebody is
+    /// there now.
+    pub fn look_at(&mut self, lease: &Lease) {
+        let now = self.door.now_ms();
+        self.written.ops.push(Op::LeaseDue(lease.id.clone(), now));
+        self.is_due(now);
+    }
+
     fn is_due(&mut self, at: u64) {
         let first = self.written.due_at.map_or(at, |first| first.min(at));
         self.written.due_at = Some(first);

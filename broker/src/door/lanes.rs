@@ -54,6 +54,8 @@ struct State {
     slow: bool,
     /// When a place for upkeep was given back last.
     freed_at: Option<Instant>,
+    /// How many want that nothing is made there.
+    shut: usize,
 }
 
 /// What is asked of a target.
@@ -64,6 +66,9 @@ pub enum Task {
     /// To extend or to remove one.
     Upkeep,
 }
+
+/// Nothing is made at a target until this is dropped.
+pub struct Shut(Arc<Lane>);
 
 /// A place at a target, until it is dropped.
 pub struct Pass {
@@ -128,6 +133,9 @@ impl Lane {
     /// Takes a place, or says why there is none.
     pub fn enter(self: &Arc<Self>, task: Task) -> Result<Pass, String> {
         let mut state = lock(&self.state);
+        if task == Task::Create && state.shut > 0 {
+            return Err(format!("{} is being changed", self.name));
+        }
         let most = state.most(task);
         if *state.count(task) >= most {
             let problem = state.problem.clone();
@@ -139,6 +147,17 @@ impl Lane {
             lane: Arc::clone(self),
             task,
         })
+    }
+
+    /// Has nothing be made there that is not being made already.
+    pub fn shut(self: &Arc<Self>) -> Shut {
+        lock(&self.state).shut += 1;
+        Shut(Arc::clone(self))
+    }
+
+    /// Whether something is being made there.
+    pub fn is_making(&self) -> bool {
+        lock(&self.state).creates > 0
     }
 
     /// Takes a place for upkeep as soon as there is one, or says why there will be none soon: the target
@@ -164,6 +183,11 @@ impl Lane {
     pub fn is_prompt(&self) -> bool {
         let state = lock(&self.state);
         state.problem.is_none() && !state.slow
+    }
+
+    /// Whether it did not do the last thing that it was asked.
+    pub fn is_down(&self) -> bool {
+        lock(&self.state).problem.is_some()
     }
 
     /// Somebody waited for it as long as they could.
@@ -230,6 +254,13 @@ impl Pass {
     }
 }
 
+impl Drop for Shut {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0.state);
+        state.shut = state.shut.saturating_sub(1);
+    }
+}
+
 impl Drop for Pass {
     fn drop(&mut self) {
         let mut state = lock(&self.lane.state);
@@ -281,6 +312,19 @@ mod tests {
         lane.keeps_waiting();
         assert!(!lane.is_prompt());
         drop((probes, create));
+        assert!(lane.enter(Task::Create).is_ok());
+    }
+
+    #[test]
+    fn nothing_is_made_where_it_is_shut() {
+        let lane = Lanes::default().of(&"shop".parse().unwrap());
+        let begun = lane.enter(Task::Create).unwrap();
+        let shut = (lane.shut(), lane.shut());
+        assert!(lane.enter(Task::Create).is_err() && lane.is_making());
+        assert!(lane.enter(Task::Upkeep).is_ok());
+        drop((begun, shut.0));
+        assert!(lane.enter(Task::Create).is_err() && !lane.is_making());
+        drop(shut.1);
         assert!(lane.enter(Task::Create).is_ok());
     }
 

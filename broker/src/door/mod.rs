@@ -9,7 +9,9 @@ mod backoff;
 mod bundle;
 mod create;
 mod creations;
+mod due;
 mod ends;
+mod follow;
 mod issue;
 mod known;
 mod lanes;
@@ -17,6 +19,7 @@ mod operator;
 mod pages;
 mod plan;
 mod renew;
+mod replace;
 mod retire;
 mod rotate;
 mod settle;
@@ -30,10 +33,10 @@ mod withdraw;
 
 pub use apply::Applied;
 pub use bundle::{Answer, Ask, Held, Served, Waiting};
+pub use due::Renewal;
 pub use known::Heard;
 pub use operator::Operator;
 pub use pages::{LeasePages, WorkloadPages};
-pub use renew::Renewal;
 
 use crate::audit::{AuditError, AuditLog};
 use crate::clock::Clock;
@@ -45,11 +48,11 @@ use crate::store::{Lease, Store, StoreError};
 use crate::trial::Fault;
 use activate::Activations;
 use creations::Creations;
+use due::Renewing;
 use known::{Locks, Recent, Tombs};
 use lanes::Lanes;
 use mayfly_wire::audit::{Event, Who};
 use mayfly_wire::{Code, CredentialName, Evidence, Refusal, WorkloadKey};
-use renew::Renewing;
 use retire::Retiring;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -127,8 +130,8 @@ pub struct Door {
     barred: Barred,
     /// Rotations that are late.
     rotations: Mutex<rotate::Failing>,
-    /// What goes on beside requests: it ends with the door.
-    tasks: Mutex<JoinSet<()>>,
+    /// What goes on beside requests; nothing more once the door is closed.
+    tasks: Mutex<Option<JoinSet<()>>>,
     /// What sessions must look at.
     changed: broadcast::Sender<Change>,
     /// When leases are due.
@@ -176,7 +179,7 @@ impl Door {
             retiring: Retiring::default(),
             barred: Barred::default(),
             rotations: Mutex::default(),
-            tasks: Mutex::default(),
+            tasks: Mutex::new(Some(JoinSet::new())),
             changed: broadcast::channel(BEHIND).0,
             hint: Hint::default(),
         };
@@ -220,17 +223,21 @@ impl Door {
         self.hint.due(due_at);
     }
 
-    /// Does something beside the request that it comes from.
+    /// Does something beside the request that it comes from. Once the door is closed it drops it
+    /// instead: what that would find half done is for the next start to settle.
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = lock(&self.tasks);
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(work);
+        if let Some(tasks) = lock(&self.tasks).as_mut() {
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(work);
+        }
     }
 
     /// Ends what goes on beside requests. What was being made or ended is settled at the next start.
     pub async fn close(&self) {
-        let mut tasks = std::mem::take(&mut *lock(&self.tasks));
-        tasks.shutdown().await;
+        let tasks = lock(&self.tasks).take();
+        if let Some(mut tasks) = tasks {
+            tasks.shutdown().await;
+        }
     }
 
     /// Milliseconds since the Unix epoch.

@@ -59,12 +59,17 @@ pub fn changes(
         |name| leases.get(name).copied().unwrap_or(0),
         &mut changes,
     );
-    for change in changes.iter_mut().skip(first).filter(|it| it.leases > 0) {
-        let was = before.values().find(|it| it.name.as_str() == change.name);
-        let now = was.and_then(|was| after.get(&was.name));
-        if let Some((was, now)) = was.zip(now).filter(|(was, now)| is_remade(was, now)) {
+    let kept: BTreeSet<_> = new.desired.credentials.iter().flat_map(fixed).collect();
+    for change in changes.iter_mut().skip(first) {
+        let Some(was) = before.values().find(|it| it.name.as_str() == change.name) else {
+            continue;
+        };
+        let now = after.get(&was.name);
+        if let Some(now) = now.filter(|now| change.leases > 0 && is_remade(was, now)) {
             change.details.push(made_anew(was, now));
         }
+        let left = fixed(was).into_iter().filter(|user| !kept.contains(user));
+        change.details.extend(left.map(left_behind));
     }
 
     let all = leases.values().sum();
@@ -123,6 +128,25 @@ fn made_anew(was: &CredentialConfig, now: &CredentialConfig) -> String {
     }
     let grace = duration(now.grace_seconds.unwrap_or(GRACE_SECONDS));
     format!("{told}, and its account is good until its holder has the new one, for {grace} at most")
+}
+
+/// The `static` users of a credential, each with its server.
+fn fixed(config: &CredentialConfig) -> Vec<(&ConnectionName, &String)> {
+    match &config.engine {
+        EngineConfig::Postgres(settings) | EngineConfig::Mysql(settings) => {
+            let users = settings.fixed.iter();
+            users.map(|user| (&settings.connection, user)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What becomes of a `static` user that no credential has any more. It is not the broker's to remove.
+fn left_behind((connection, user): (&ConnectionName, &String)) -> String {
+    format!(
+        "the user {user} of {connection} keeps its last password, which its holders know and nobody \
+         rotates any more: change it there"
+    )
 }
 
 /// The settings of a credential, in the order in which they are shown.
@@ -315,6 +339,57 @@ mod tests {
     fn nothing_changes_nothing() {
         let same = desired(vec![kv("a", 60, "x")], &permit("p", ""));
         assert!(compare(&same, &same).is_empty());
+    }
+
+    #[test]
+    fn a_user_that_no_credential_has_any_more_is_told() {
+        let fixed = |name: &str, at: &str, users: &[&str]| CredentialConfig {
+            engine: EngineConfig::Postgres(
+                serde_json::from_value(serde_json::json!({"connection": at, "static": users}))
+                    .unwrap(),
+            ),
+            ..kv(name, 60, "x")
+        };
+        let old = desired(
+            vec![
+                fixed("a", "shop", &["one", "two"]),
+                fixed("b", "shop", &["three"]),
+                fixed("c", "shop", &["four"]),
+            ],
+            "",
+        );
+        // One goes with its credential, one from its credential, one to another credential, and one
+        // stays at a server that the credential leaves.
+        let new = desired(
+            vec![
+                fixed("a", "shop", &["one", "three"]),
+                fixed("c", "other", &["four"]),
+            ],
+            "",
+        );
+        let left = |user: &str| {
+            format!(
+                "the user {user} of shop keeps its last password, which its holders know and nobody \
+                 rotates any more: change it there"
+            )
+        };
+        let changes = compare(&old, &new);
+        let tells = |of: &str, user: &str| {
+            let change = changes.iter().find(|text| text.contains(of)).unwrap();
+            change.contains(&left(user))
+        };
+        assert!(tells("credential a", "two"), "{changes:#?}");
+        assert!(tells("credential c", "four"), "{changes:#?}");
+        let told = changes
+            .iter()
+            .filter(|text| text.contains("keeps its last"));
+        assert_eq!(told.count(), 2, "{changes:#?}");
+        let gone = compare(&old, &desired(Vec::new(), ""));
+        assert!(
+            gone.iter().all(|text| text.contains("keeps its last")),
+            "{gone:#?}"
+        );
+        assert!(compare(&new, &new).is_empty());
     }
 
     #[test]

@@ -47,6 +47,11 @@ impl Retiring {
         }
     }
 
+    /// Its workload died.
+    pub fn forget(&self, workload: &WorkloadKey) {
+        lock(&self.leases).remove(workload);
+    }
+
     fn waits(&self, workload: &WorkloadKey) -> bool {
         lock(&self.leases).contains_key(workload)
     }

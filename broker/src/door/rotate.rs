@@ -25,7 +25,7 @@ pub type Failing = BTreeMap<CredentialName, (u64, u64)>;
 enum Part {
     /// The secret that all holders of a credential share, or all of its leases.
     Credential(CredentialConfig),
-    Lease(CredentialConfig, LeaseId, WorkloadKey),
+    Lease(Arc<CredentialConfig>, LeaseId, WorkloadKey),
 }
 
 impl Door {
@@ -41,11 +41,13 @@ impl Door {
         rotate: Rotate,
     ) -> Result<mpsc::Receiver<Progress>, Refusal> {
         let applied = self.applied();
-        let is_kv = |config: &CredentialConfig| matches!(config.engine, EngineConfig::Kv { .. });
+        let is_theirs = |config: &CredentialConfig| {
+            matches!(config.engine, EngineConfig::Kv { .. }) || config.engine.by_request()
+        };
         let mut configs = Vec::new();
         if rotate.all {
             let all = applied.credentials().values();
-            configs.extend(all.filter(|config| !is_kv(config)));
+            configs.extend(all.filter(|config| !is_theirs(config)));
         }
         for name in &rotate.credentials {
             let Some(config) = applied.credential(name) else {
@@ -55,6 +57,13 @@ impl Door {
             if let EngineConfig::Kv { path } = &config.engine {
                 let message =
                     format!("{name} is a stored value: put a new one with `mayfly kv put {path}`");
+                return Err(Refusal::because(Code::BadRequest, message));
+            }
+            if config.engine.by_request() {
+                let message = format!(
+                    "{name} is made for the certificate requests of its workloads, which keep their keys: \
+                     end what they have with `mayfly revoke --credential {name}`, and they request another"
+                );
                 return Err(Refusal::because(Code::BadRequest, message));
             }
             configs.push(config);
@@ -85,8 +94,9 @@ impl Door {
             ..LeaseFilter::default()
         };
         let leases = self.meant(&filter).await?.into_iter();
+        let config = Arc::new(config.clone());
         Ok(leases
-            .map(|(id, workload)| Part::Lease(config.clone(), id, workload))
+            .map(|(id, workload)| Part::Lease(Arc::clone(&config), id, workload))
             .collect())
     }
 
@@ -124,9 +134,23 @@ impl Door {
     /// epoch. What fails is tried again.
     pub async fn rotate_due(&self) -> u64 {
         let applied = self.applied();
-        let shared = applied.credentials().values();
+        let mut by_target: BTreeMap<_, Vec<&CredentialConfig>> = BTreeMap::new();
+        for config in applied.credentials().values() {
+            if is_shared(config) {
+                let there = by_target.entry(config.engine.connection()).or_default();
+                there.push(config);
+            }
+        }
+        // Each target by itself: one that hangs delays none of the others.
+        let all = by_target.into_values();
+        let next = super::all(all.map(|some| self.rotate_due_of(some)).collect()).await;
+        next.into_iter().min().unwrap_or(u64::MAX)
+    }
+
+    /// The same, of one target.
+    async fn rotate_due_of(&self, shared: Vec<&CredentialConfig>) -> u64 {
         let mut next = u64::MAX;
-        for config in shared.filter(|config| is_shared(config)) {
+        for config in shared {
             let now = self.now_ms();
             let failing = lock(&self.rotations).get(&config.name).copied();
             let due_at = match self.rotates_at(config).await {
@@ -141,17 +165,19 @@ impl Door {
                 next = next.min(due_at);
                 continue;
             }
-            match self.rotate_shared(config).await {
-                Ok(()) => {
-                    lock(&self.rotations).remove(&config.name);
-                }
-                Err(problem) => {
-                    tracing::warn!(%problem, "a rotation failed");
-                    let failed = failing.map_or(0, |(failed, _)| failed) + 1;
-                    let again = now + backoff::after(failed, LONGEST);
-                    next = next.min(again);
-                    lock(&self.rotations).insert(config.name.clone(), (failed, again));
-                }
+            let Err(problem) = self.rotate_shared(config).await else {
+                lock(&self.rotations).remove(&config.name);
+                continue;
+            };
+            tracing::warn!(%problem, "a rotation failed");
+            let failed = failing.map_or(0, |(failed, _)| failed) + 1;
+            let again = self.now_ms() + backoff::after(failed, LONGEST);
+            next = next.min(again);
+            lock(&self.rotations).insert(config.name.clone(), (failed, again));
+            let target = config.engine.connection();
+            if target.is_some_and(|target| self.lanes.of(target).is_down()) {
+                // The others there are due still, and would only wait in turn.
+                break;
             }
         }
         next

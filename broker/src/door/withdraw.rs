@@ -4,7 +4,7 @@
 //! session of the same workload does, and so does everybody once the credential is rotated. Who shall
 //! never have it again is denied by policy.
 
-use super::ends::{CLAIM, End, end_of};
+use super::ends::{CLAIM, End, end_of, ending};
 use super::operator::Act;
 use super::which::fits;
 use super::{Change, Door, Operator, lock, store_failed};
@@ -218,7 +218,6 @@ impl Door {
         let Some(lease) = self.take_away(&id, &workload).await? else {
             return Ok(());
         };
-        self.say(Change::Workload(workload));
         if !lease.source.has_target() {
             return Ok(());
         }
@@ -269,8 +268,9 @@ impl Door {
         let End { op, event } = end_of(&lease, "revoked", due_at);
         // Its end does not wait for the record.
         let recorded = self.record_all(event.into_iter().collect()).await;
-        let stored = self.store.commit(self.ending(&lease, op).await).await;
+        let stored = self.store.commit(ending(&lease, op)).await;
         stored.map_err(|error| failed(&error))?;
+        self.say(Change::Workload(workload.clone()));
         recorded.map_err(|refusal| failed(&refusal))?;
         if lease.source.has_target() {
             Ok(Some(lease.must_end("revoked", due_at)))

@@ -346,6 +346,20 @@ async fn the_rest(store: &dyn Store) {
     }
     let counts = store.workload_counts().await.unwrap();
     assert_eq!(counts, [("node-1".to_owned(), 4)].into());
+    let live = lease(9_000, 9, "living");
+    let holder = vec![Op::WorkloadRemove(live.workload.clone())];
+    let of_it = live.workload.clone();
+    store
+        .commit(vec![Op::LeaseInsert(live.clone())])
+        .await
+        .unwrap();
+    store.commit(holder.clone()).await.unwrap();
+    let known = store.workload(of_it.clone()).await.unwrap();
+    assert!(known.is_some(), "it holds a lease");
+    let mut both = vec![Op::LeaseEnd(live.id)];
+    both.extend(holder);
+    store.commit(both).await.unwrap();
+    assert_eq!(store.workload(of_it).await.unwrap(), None);
     let removals = numbers.map(|number| Op::WorkloadRemove(evidence(number).workload));
     store.commit(removals.into()).await.unwrap();
     let remove = || vec![Op::WorkloadRemove(key.clone())];

@@ -205,7 +205,7 @@ pub enum Op {
     LeaseEnd(LeaseId),
     /// Adds or replaces what is known of a workload.
     WorkloadPut(Box<Workload>),
-    /// Forgets a workload. It need not be known.
+    /// Forgets a workload, unless one of its leases need not end. It need not be known.
     WorkloadRemove(WorkloadKey),
     /// Replaces the configuration. Conflict unless it is the current number + 1 (1 for the first).
     ConfigPut(Configuration),

@@ -199,15 +199,7 @@ impl Applying<'_> {
             Op::LeaseDue(id, due_at) => self.lease_due(id, *due_at),
             Op::LeaseEnd(id) => self.lease_end(id),
             Op::WorkloadPut(workload) => self.workload_put(workload),
-            Op::WorkloadRemove(key) => {
-                *self.put = None;
-                there_or_not(self.remove(
-                    "SELECT mac FROM workloads WHERE key = ?1",
-                    "DELETE FROM workloads WHERE key = ?1",
-                    &key.to_string(),
-                    "workload",
-                ))
-            }
+            Op::WorkloadRemove(key) => self.workload_remove(&key.to_string()),
             Op::ConfigPut(configuration) => self.config_put(configuration),
             // Wrapped, they carry their own authentication.
             Op::RootKeysPut(wrapped) => self
@@ -239,6 +231,26 @@ impl Applying<'_> {
         self.replace("SELECT mac FROM workloads WHERE key = ?1", &key, workload)?;
         *self.put = Some(Box::new(workload.clone()));
         Ok(())
+    }
+
+    /// Looked at here, where nothing comes between: a lease that begins for it meanwhile would be left
+    /// with nobody.
+    fn workload_remove(&mut self, key: &str) -> Result<(), StoreError> {
+        let revoking = integer(LeaseState::Revoking.number())?;
+        let lives: Option<String> = self.one(
+            "SELECT id FROM leases WHERE workload = ?1 AND state <> ?2 LIMIT 1",
+            (key, revoking),
+        )?;
+        if lives.is_some() {
+            return Ok(());
+        }
+        *self.put = None;
+        there_or_not(self.remove(
+            "SELECT mac FROM workloads WHERE key = ?1",
+            "DELETE FROM workloads WHERE key = ?1",
+            key,
+            "workload",
+        ))
     }
 
     fn kv_put(&mut self, row: &KvRow) -> Result<(), StoreError> {

@@ -125,7 +125,7 @@ fn what_an_apply_left_to_be_done_is_done_at_the_next_start() {
     run(&dir, &target, None, async |world| {
         begin(world).await;
         world.connect(1).await.unwrap().bundle().await;
-        let left = Op::MetaPut("anew".into(), br#"["db","gone"]"#.to_vec());
+        let left = Op::MetaPut("anew".into(), br#"{"db":1,"gone":1}"#.to_vec());
         world.store.commit(vec![left]).await.unwrap();
     });
     let before: Vec<_> = target.accounts().into_keys().collect();

@@ -2,6 +2,7 @@
 
 use super::target::{Mode, account};
 use super::world::*;
+use crate::door::lanes::Task;
 use crate::store::{LeaseState, Op};
 use mayfly_wire::admin::CredentialConfig;
 use mayfly_wire::audit::Event;
@@ -253,4 +254,79 @@ async fn times_that_cannot_be_kept_are_refused() {
         ..db("db", 600)
     };
     world.try_apply(desired(vec![config])).await.unwrap();
+}
+
+/// A lease that can be extended no more and is in no session when it is due is left to end. Who comes back
+/// to it before must be given the next one while it is still good, not once it has expired.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_to_a_lease_that_was_left_to_end_is_given_another() {
+    let world = World::new().await;
+    let mut config = db("db", 600);
+    config.max_ttl_seconds = Some(600);
+    world.apply(vec![config]).await;
+    let mut client = world.connect(1).await.unwrap();
+    let old = client.bundle().await.credentials.remove(0).lease;
+    drop(client);
+    until("it has no session", || world.hub.count() == 0).await;
+    let due = Op::LeaseDue(old.clone(), 0);
+    world.store.commit(vec![due]).await.unwrap();
+    world.door.hint(0);
+    loop {
+        let lease = world.store.lease(old.clone()).await.unwrap().unwrap();
+        if lease.due_at >= lease.expires_at {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut client = world.connect(1).await.unwrap();
+    assert_eq!(client.bundle().await.credentials[0].lease, old);
+    let next = client.bundle().await;
+    assert_ne!(next.credentials[0].lease, old);
+    let replaced = world.store.lease(old).await.unwrap().unwrap();
+    assert_eq!(replaced.state, LeaseState::Retiring);
+    world.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_stays_while_something_is_being_made_there() {
+    let world = World::new().await;
+    world.apply(vec![db("db", 600)]).await;
+    let mut elsewhere = desired(vec![db("db", 600)]);
+    elsewhere.connections[0].host = "127.0.0.2".into();
+    let lane = world.door.lanes.of(&"shop".parse().unwrap());
+    // Of this nothing is on disk yet.
+    let making = lane.enter(Task::Create).ok().unwrap();
+    let refused = world.try_apply(elsewhere.clone()).await.unwrap_err();
+    assert_eq!(refused.code, mayfly_wire::Code::Conflict);
+    drop(making);
+    world.try_apply(elsewhere).await.unwrap();
+    assert!(lane.enter(Task::Create).is_ok());
+}
+
+/// What a configuration does not grant any more ends though the broker ended right after it was stored.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_apply_left_to_be_judged_is_judged_at_the_next_start() {
+    let world = World::new().await;
+    world.put("key").await;
+    world.apply(vec![kv("key", 600)]).await;
+    let want = Some(vec!["key".parse().unwrap()]);
+    world.session(1, want, true).await.unwrap();
+    let mut none = desired(vec![kv("key", 600)]);
+    none.policies.clear();
+    world.try_apply(none).await.unwrap();
+    assert_eq!(world.leases().await.len(), 1);
+    world.door.resume().await.unwrap();
+    let limit = Instant::now() + Duration::from_secs(10);
+    while world
+        .store
+        .meta("judge".to_owned())
+        .await
+        .unwrap()
+        .is_some()
+    {
+        assert!(Instant::now() < limit, "never judged");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert!(world.leases().await.is_empty());
+    assert_eq!(world.ends(), ["withdrawn"]);
 }

@@ -59,6 +59,22 @@ async fn a_lease_that_is_revoked_is_lost_until_the_next_session_or_rotation() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_once_is_as_new_as_the_next_session() {
+    let world = World::new().await;
+    world.put("key").await;
+    world.apply(vec![kv("key", 600)]).await;
+    let want = || Some(vec!["key".parse().unwrap()]);
+    let mut open = world.connect(1).await.unwrap();
+    open.bundle().await;
+    end(world.door.revoke(&ROOT, everything()).await.unwrap()).await;
+    assert_eq!(missing(&open.bundle().await), [("key", Code::Denied)]);
+    let mut once = world.session(1, want(), true).await.unwrap();
+    assert_eq!(names(&once.bundle().await), ["key"]);
+    world.hub.wake_all();
+    open.is_quiet(Duration::from_millis(100)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_revoked_by_one_command() {
     let world = World::new().await;
     world.put("key").await;

@@ -39,6 +39,8 @@ pub struct Target {
     create: watch::Sender<Mode>,
     revoke: watch::Sender<Mode>,
     extend: watch::Sender<Mode>,
+    /// Of what is shared, at the server `shop`.
+    rotate: watch::Sender<Mode>,
     /// Calls that have not ended.
     pub open: Arc<AtomicUsize>,
 }
@@ -64,6 +66,7 @@ impl Target {
             create: well(),
             revoke: well(),
             extend: well(),
+            rotate: well(),
             open: Arc::default(),
         })
     }
@@ -78,6 +81,15 @@ impl Target {
 
     pub fn extends(&self, mode: Mode) {
         self.extend.send_replace(mode);
+    }
+
+    pub fn rotates(&self, mode: Mode) {
+        self.rotate.send_replace(mode);
+    }
+
+    /// How often what is shared was rotated.
+    pub fn rotations(&self) -> u64 {
+        self.accounts.lock().unwrap().version
     }
 
     /// Every account that is there, with its expiry.
@@ -200,10 +212,20 @@ impl Engine for Target {
 
     fn rotate<'a>(&'a self, credential: &'a CredentialConfig, _now: u64) -> Answer<'a, bool> {
         Box::pin(async move {
-            if is_static(credential) {
-                self.accounts.lock().unwrap().version += 1;
+            if !is_static(credential) {
+                return Ok(false);
             }
-            Ok(is_static(credential))
+            let well = watch::channel(Mode::Well).0;
+            let is_shop = credential.engine.connection().unwrap().as_str() == "shop";
+            let mode = if is_shop { &self.rotate } else { &well };
+            self.behave(mode, |accounts| accounts.version += 1).await?;
+            Ok(true)
         })
+    }
+
+    /// All are due, always.
+    fn rotates_at<'a>(&'a self, credential: &'a CredentialConfig) -> Answer<'a, Option<u64>> {
+        let is_due = is_static(credential).then_some(0);
+        Box::pin(async move { Ok(is_due) })
     }
 }

@@ -91,9 +91,14 @@ async fn what_cannot_be_ended_is_tried_until_it_can() {
     world.connect(1).await.unwrap();
     world.target.revokes(Mode::Down);
     world.died(1).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let lease = world.leases().await.remove(0);
-    assert_eq!((lease.attempts, lease.problem.as_str()), (1, "it is down"));
+    let limit = Instant::now() + Duration::from_secs(10);
+    let mut lease = world.leases().await.remove(0);
+    while lease.attempts == 0 {
+        assert!(Instant::now() < limit, "never tried");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        lease = world.leases().await.remove(0);
+    }
+    assert_eq!(lease.problem, "it is down");
     assert_eq!(
         (lease.state.as_str(), lease.reason.as_str()),
         ("revoking", "died")
@@ -135,6 +140,7 @@ async fn a_thousand_that_hang_leave_nothing() {
     drop(clients);
     until("every task has ended", || {
         let mut tasks = lock(&world.door.tasks);
+        let tasks = tasks.as_mut().unwrap();
         while tasks.try_join_next().is_some() {}
         tasks.is_empty()
     })
@@ -144,4 +150,80 @@ async fn a_thousand_that_hang_leave_nothing() {
     world.target.creates(Mode::Well);
     let mut next = world.connect(1000).await.unwrap();
     assert_eq!(names(&next.bundle().await), ["db", "other"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_hangs_delays_no_rotation_at_another() {
+    let world = World::new().await;
+    let both = vec![db("static-a", 600), db_at("static-b", "other", 600)];
+    world.apply(both).await;
+    world.target.rotates(Mode::Hangs);
+    let door = &world.door;
+    let rotated = until("it is rotated", || world.target.rotations() > 0);
+    let within = async { tokio::time::timeout(Duration::from_secs(3), rotated).await };
+    tokio::select! {
+        biased;
+        done = within => done.expect("expected a rotation at the server that is well"),
+        _ = door.rotate_due() => panic!("expected one to hang"),
+    }
+}
+
+/// As after a broker's start, when everything is due at once: a target has places for some, and the
+/// others wait for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_that_are_due_at_once_are_all_extended() {
+    let world = World::new().await;
+    world.apply(vec![db("db", 600)]).await;
+    let clients = (0..200).map(|number| world.connect(number));
+    let _clients = crate::door::all(clients.collect()).await;
+    until("all are made", || world.target.made() == 200).await;
+    world.settled().await;
+    let leases = world.leases().await;
+    world.target.extends(Mode::Hangs);
+    let looks = leases.into_iter();
+    let looks = looks.map(|lease| world.door.look_at(lease, |_| true, |_| true));
+    let looks = crate::door::all(looks.collect());
+    let well = async {
+        until("its places are taken", || {
+            world.target.open.load(Ordering::SeqCst) == 64
+        })
+        .await;
+        world.target.extends(Mode::Well);
+    };
+    let (looked, ()) = tokio::join!(looks, well);
+    let failed = looked.iter().filter(|renewal| renewal.is_err());
+    assert_eq!(failed.count(), 0);
+}
+
+/// A broker that stops ends what is being made. Who waits for it must not have it made once more beside
+/// what is on disk of the first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_begun_once_the_door_is_closed() {
+    let world = World::new().await;
+    world.apply(vec![db("db", 600)]).await;
+    world.target.creates(Mode::Hangs);
+    let want = || Some(vec!["db".parse().unwrap()]);
+    let close = async {
+        until("it is being made", || {
+            world.target.open.load(Ordering::SeqCst) == 1
+        })
+        .await;
+        world.door.close().await;
+    };
+    let (asked, ()) = tokio::join!(world.session(1, want(), true), close);
+    let bundle = asked.unwrap().bundle().await;
+    assert_eq!(missing(&bundle), [("db", Code::Unavailable)]);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let failed = |event: &Event| matches!(event, Event::Failed { .. });
+    assert!(
+        !world.records().iter().any(failed),
+        "{:#?}",
+        world.records()
+    );
+    assert_eq!(world.target.open.load(Ordering::SeqCst), 0);
+    assert_eq!(
+        world.leases().await.len(),
+        1,
+        "for the next start to settle"
+    );
 }
