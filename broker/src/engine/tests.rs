@@ -453,3 +453,25 @@ async fn a_lease_of_another_engine_is_refused() {
     let found = place.store.lease_of(lease.workload.clone(), name);
     assert_eq!(found.await.unwrap(), Some(lease));
 }
+
+/// Who adds an engine reads there what it is to answer.
+#[test]
+fn the_documentation_shows_every_method_of_an_engine() {
+    let (_, contract) = include_str!("mod.rs")
+        .split_once("pub trait Engine")
+        .unwrap();
+    let (contract, _) = contract.split_once("\n}\n").unwrap();
+    let docs = include_str!("../../../docs/engines.md");
+    let (_, table) = docs.split_once("| method |").unwrap();
+    let (table, _) = table.split_once("\n\n").unwrap();
+    let starts = contract
+        .lines()
+        .filter_map(|line| line.strip_prefix("    fn "));
+    let methods: Vec<&str> = starts
+        .filter_map(|rest| rest.split(['<', '(']).next())
+        .collect();
+    assert!(methods.len() > 5, "{methods:?}");
+    for method in methods {
+        assert!(table.contains(&format!("`{method}`")), "{method}");
+    }
+}
