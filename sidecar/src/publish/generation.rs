@@ -5,9 +5,10 @@ use super::dir::{Dir, kind};
 use super::item::{End, Item};
 use super::{PublishError, expiry, wipe};
 use crate::clock::Offset;
-use nix::sys::stat::{Mode, SFlag, fchmod};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
 
 /// What every generation's directory name begins with.
 pub const PREFIX: &str = "..gen-";
@@ -67,7 +68,8 @@ impl Generation {
         })
     }
 
-    /// Takes over new ends and puts them on record, atomically.
+    /// Takes over new ends and puts them on record, atomically; on a tmpfs that is full, in the room that
+    /// the record before has: whoever acts by it must not take for overdue what was renewed.
     ///
     /// # Errors
     /// [`PublishError::Io`]; they then hold in this process, and the old record stands.
@@ -85,8 +87,30 @@ impl Generation {
             fchmod(&file, Mode::from_bits_truncate(0o444))?;
             self.dir.rename(EXPIRY_NEW, EXPIRY)
         });
+        let written = written.or_else(|error| match error.kind() {
+            io::ErrorKind::StorageFull => self.record_in_place(text.as_bytes()).map_err(|_| error),
+            _ => Err(error),
+        });
         written.map_err(io)?;
         self.on_record = true;
+        Ok(())
+    }
+
+    /// Writes over the record that is there, if its pages are enough.
+    fn record_in_place(&self, text: &[u8]) -> io::Result<()> {
+        let old = self.dir.read(EXPIRY)?;
+        let found = fstat(&old)?;
+        let pages = u64::try_from(found.st_blocks)
+            .unwrap_or(0)
+            .saturating_mul(512);
+        if kind(&found) != SFlag::S_IFREG || pages < text.len() as u64 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        fchmod(&old, Mode::from_bits_truncate(0o644))?;
+        let file = self.dir.write(EXPIRY)?;
+        file.write_all_at(text, 0)?;
+        file.set_len(text.len() as u64)?;
+        fchmod(&file, Mode::from_bits_truncate(0o444))?;
         Ok(())
     }
 

@@ -56,6 +56,34 @@ fn what_does_not_fit_costs_nothing_else_its_renewal() {
 }
 
 #[test]
+fn a_renewal_is_on_record_without_a_page_to_spare() {
+    let sandbox = Sandbox::with("size=64k");
+    let server = Server::bind(&sandbox.socket());
+    let sidecar = sandbox.start(&[]);
+    let mut peer = server.session();
+    let mut given = [value("a", "good"), value("b", "good")];
+    given[0].expires_at = in_milliseconds(20_000);
+    peer.publish(&given);
+    peer.ping();
+    let filler = sandbox.dir().join("filler");
+    assert!(fs::write(&filler, vec![1; 64 * 1024]).is_err());
+    given[0].expires_at = in_milliseconds(3_600_000);
+    peer.bundle(&given);
+    sidecar.says("publishing failed");
+    // Who watches over the sidecar acts by this.
+    let record = fs::read_to_string(sandbox.dir().join("..data/..expiry")).unwrap();
+    let lines: Vec<_> = record.lines().collect();
+    let end: u64 = lines[0].split(' ').nth(1).unwrap().parse().unwrap();
+    assert!(
+        lines.len() == 2 && end > in_milliseconds(3_000_000),
+        "{record}"
+    );
+    fs::remove_file(filler).unwrap();
+    peer.acknowledged();
+    assert_eq!(sandbox.read("a"), b"good");
+}
+
+#[test]
 fn an_incomplete_set_that_cannot_be_marked_is_tried_again() {
     let sandbox = Sandbox::with("size=1m,nr_inodes=24");
     let server = Server::bind(&sandbox.socket());
