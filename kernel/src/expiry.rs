@@ -62,6 +62,15 @@ pub fn lines(record: &[u8]) -> impl Iterator<Item = Line<'_>> + Clone {
     lines.filter_map(line).take(MOST_ITEMS)
 }
 
+/// The paths of what need not go yet, sorted: whoever writes a record may be an attacker, and to look for
+/// each line of one in all lines of another would be his way to keep us busy.
+fn still_good(record: &[u8], until: u64) -> Vec<&str> {
+    let good = lines(record).filter(|line| line.gone_at > until);
+    let mut paths: Vec<_> = good.map(|line| line.path).collect();
+    paths.sort_unstable();
+    paths
+}
+
 fn line(line: &[u8]) -> Option<Line<'_>> {
     let mut words = str::from_utf8(line).ok()?.split(' ');
     let path = words.next().filter(|path| is_path(path))?;
@@ -156,7 +165,7 @@ impl Area {
 
     /// Removes what had to go at `until` or before, in milliseconds since 1970: overwritten, from
     /// every generation. What the current generation still holds rightly is not overwritten by what
-    /// an older one says of it.
+    /// an older one says of it, and what a newer one holds that is not the current one yet stays.
     ///
     /// The sidecar, if it lives, does so itself at the very moment. So call this with a time that is
     /// some seconds ago.
@@ -183,24 +192,30 @@ impl Area {
             self.remove(&generation, line.path, false, &mut sweep);
         }
         let overdue = |line: &Line<'_>| line.gone_at <= until;
-        // Sorted: both records can be full of lines, and there can be many generations.
-        let good = lines(&record).filter(|line| !overdue(line));
-        let mut good: Vec<&str> = good.map(|line| line.path).collect();
-        good.sort_unstable();
-        for old in self.generations() {
-            if old == current {
+        let good = still_good(&record, until);
+        for other in self.generations() {
+            if other == current {
                 continue;
             }
-            let Ok(old) = self.child(self.root.as_fd(), &old) else {
+            let Ok(other) = self.child(self.root.as_fd(), &other) else {
                 continue;
             };
-            for line in lines(&record).filter(overdue) {
-                self.remove(&old, line.path, false, &mut sweep);
+            let own_record = self.record_of(&other);
+            // It is being written, and can hold newer than what the current record tells of. What is
+            // left of one whose writer was killed, the next writer removes.
+            if own_record.is_empty() {
+                continue;
             }
-            let of_old = self.record_of(&old);
-            for line in lines(&of_old).filter(overdue) {
+            let own_good = still_good(&own_record, until);
+            for line in lines(&record).filter(overdue) {
+                // It is complete and about to be the current one.
+                if own_good.binary_search(&line.path).is_err() {
+                    self.remove(&other, line.path, false, &mut sweep);
+                }
+            }
+            for line in lines(&own_record).filter(overdue) {
                 let shared = good.binary_search(&line.path).is_ok();
-                self.remove(&old, line.path, shared, &mut sweep);
+                self.remove(&other, line.path, shared, &mut sweep);
             }
         }
         sweep

@@ -165,6 +165,29 @@ fn it_goes_from_every_generation_and_what_is_still_good_does_not() {
     assert_eq!(fs::read_to_string(draft.join("same")).unwrap(), "hunter2");
 }
 
+/// A sidecar that was frozen comes back with what it was sent meanwhile, while the record still tells of
+/// what ended.
+#[test]
+fn what_comes_anew_is_not_taken_for_what_ended() {
+    let place = Place::new("anew");
+    place.generation("..gen-1", "key 10 10 stop\n", &[]);
+    let complete = place.generation("..gen-2", "key 99 99 stop\n", &["key"]);
+    let draft = place.generation("..gen-3", "", &["key"]);
+    fs::remove_file(draft.join("..expiry")).unwrap();
+    place.current("..gen-1");
+    let sweep = place.sweep(50);
+    assert_eq!((sweep.removed.len(), sweep.stop), (0, Some(10)));
+    for generation in [&complete, &draft] {
+        assert_eq!(
+            fs::read_to_string(generation.join("key")).unwrap(),
+            "hunter2"
+        );
+    }
+    // What ends by its own record does go.
+    assert_eq!(place.sweep(99).removed, ["key"]);
+    assert!(!complete.join("key").exists());
+}
+
 #[test]
 fn no_link_leads_out() {
     let place = Place::new("links");
