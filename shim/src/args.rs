@@ -15,7 +15,7 @@ Usage: mayfly-shim run [OPTIONS] -- APP [ARGS...]
 Options:
   --dir DIR            where the secrets appear [default: /run/secrets]
   --wait NAMES         credentials that must be there, separated by commas
-                       [default: whatever the first bundle holds]
+                       [default: all that policy grants and that can be had]
   --timeout TIME       how long to wait for them, as 500ms, 30s or 2m [default: 30s]
   --env NAME=file:PATH set a variable to what DIR/..data/PATH holds, and wait for it; may be given
                        many times. For applications that read nothing else: whoever may look at the

@@ -83,6 +83,25 @@ impl Deadman {
         }
     }
 
+    /// Wipes what is on record, whenever it ends: at the end of all, what a sidecar leaves that was killed,
+    /// does not come back, or did its work once.
+    pub fn wipe(&mut self) {
+        // Where there is no directory, nothing is left.
+        let Ok(area) = Area::open(&self.dir) else {
+            return;
+        };
+        let sweep = area.sweep(u64::MAX);
+        if !sweep.removed.is_empty() {
+            say(&format!(
+                "wiped what was left there: {}",
+                sweep.removed.join(",")
+            ));
+        }
+        if let Some((_, errno)) = sweep.failed.first() {
+            self.complain(errno.desc());
+        }
+    }
+
     fn look(&mut self, now: Instant, report: impl FnOnce() -> Option<i32>) {
         if self.watch.is_none() {
             self.watch = DirWatch::new(&self.dir).ok();
@@ -132,8 +151,8 @@ impl Deadman {
     fn complain(&mut self, why: &str) {
         if !std::mem::replace(&mut self.complained, true) {
             say(&format!(
-                "cannot remove what the sidecar leaves there past its end: {why}; run shim and \
-                 sidecar under one uid, or see that a sidecar always lives"
+                "cannot remove what the sidecar leaves there: {why}; run shim and sidecar under one uid, \
+                 or see that a sidecar always lives"
             ));
         }
     }

@@ -24,24 +24,31 @@ const SUPERVISING: CapSet = CapSet::of([caps::KILL, caps::SETGID, caps::SETUID])
 /// What it needs once, to give the directory to the sidecar.
 const GIVING: CapSet = CapSet::of([caps::CHOWN, caps::FOWNER]);
 
-/// Hardens this process. The order matters: nothing is open before the descriptors are closed,
-/// capabilities go when nothing needs them any more, and the filter needs no_new_privs.
+/// Closes what whoever started us left open. Comes first: it would close what is ours as well.
+pub fn close_inherited() -> Result<(), Failure> {
+    step("close inherited descriptors", process::close_inherited())
+}
+
+/// Hardens this process. The order matters: capabilities go when nothing needs them any more, and the
+/// filter needs no_new_privs.
 ///
 /// With `alone`, the sidecar's user and the application's group, the shim becomes that and keeps
 /// [`SUPERVISING`]; else it becomes the user of `--user`.
 pub fn harden(run: &Run, alone: Option<Identity>) -> Result<(), Failure> {
-    step("close inherited descriptors", process::close_inherited())?;
     step("join a session keyring of its own", join_session())?;
     step("forbid core dumps", memory::forbid_core_dumps())?;
     if run.drop_caps {
         step("empty the capability bounding set", caps::drop_bounding())?;
     }
     if let Some(alone) = alone {
-        step("give the directory to the sidecar", give(&run.dir, alone))?;
-        step("become the sidecar's user", become_supervisor(alone))?;
+        let given = give(&run.dir, alone).map_err(unmapped);
+        step("give the directory to the sidecar", given)?;
+        let become_it = become_supervisor(alone).map_err(unmapped);
+        step("become the sidecar's user", become_it)?;
     } else {
         if let Some(user) = run.user {
-            step("become the user of --user", become_user(user))?;
+            let become_it = become_user(user).map_err(unmapped);
+            step("become the user of --user", become_it)?;
         }
         if run.drop_caps {
             step("drop capabilities", caps::drop_all())?;
@@ -94,6 +101,17 @@ fn give(dir: &Path, to: Identity) -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// What chown(2) and setresuid(2) mean by EINVAL.
+fn unmapped(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EINVAL) => io::Error::other(
+            "this user namespace has no such user or group; let --user and --sidecar-user name some \
+             that it has",
+        ),
+        _ => error,
+    }
 }
 
 fn become_supervisor(user: Identity) -> io::Result<()> {

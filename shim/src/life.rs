@@ -11,10 +11,7 @@ use crate::rotation::Rotation;
 use crate::say;
 use crate::sidecar::{Death, Sidecar};
 use crate::signals::{Fate, Signals};
-use crate::supervise::{Shim, lost};
-
-/// How long what is left of a life is waited for, once it is killed.
-const CLEARING: Duration = Duration::from_secs(1);
+use crate::supervise::{CLEARING, Shim, lost};
 
 impl Shim<'_> {
     /// Runs until the application ends for good, and returns its exit code.

@@ -59,7 +59,7 @@ fn print(text: &str) -> Result<u8, Failure> {
     }
 }
 
-/// One line on stderr. If nobody reads it, nothing can be done about that.
+/// One line on stderr, in one piece: the application may write there too. If nobody reads it, nothing can be done about that.
 fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "mayfly-shim: {line}");
+    let _ = std::io::stderr().write_all(format!("mayfly-shim: {line}\n").as_bytes());
 }

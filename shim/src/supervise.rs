@@ -18,6 +18,8 @@ use crate::{harden, say};
 
 /// How often the directory is looked at while it is waited for, besides when it tells a change.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long what was killed is waited for.
+pub const CLEARING: Duration = Duration::from_secs(1);
 
 pub struct Shim<'a> {
     pub run: &'a Run,
@@ -32,6 +34,9 @@ pub struct Shim<'a> {
 /// restarts, there is nothing to supervise: the application takes our place, and this returns only on
 /// failure.
 pub fn run(run: &Run) -> Result<u8, Failure> {
+    harden::close_inherited()?;
+    // As early as can be: what comes before is lost, if we are PID 1.
+    let signals = Signals::take_over().map_err(lost)?;
     let alone = harden::alone(run)?;
     let sidecar = match &run.sidecar {
         Some(options) => Some(Sidecar::new(options, &run.dir, alone.is_some())?),
@@ -40,10 +45,7 @@ pub fn run(run: &Run) -> Result<u8, Failure> {
     harden::harden(run, alone)?;
     if sidecar.is_some() {
         withdraw(&run.dir)?;
-    } else if !run.restart_on_rotate && missing(&run.dir, &run.wait).is_none() {
-        return Err(app::exec(run));
     }
-    let signals = Signals::take_over().map_err(lost)?;
     let mut shim = Shim {
         run,
         signals,
@@ -147,14 +149,30 @@ impl Shim<'_> {
         (code, death)
     }
 
-    /// Lets the sidecar wipe its files, for as long as `--grace` says.
+    /// Lets the sidecar wipe its files, for as long as `--grace` says, and wipes what it leaves.
     fn end_sidecar(&mut self) {
-        let asked = self
-            .sidecar
-            .as_ref()
-            .is_some_and(|sidecar| sidecar.signal(Signal::SIGTERM));
-        let deadline = Instant::now() + self.run.grace();
-        while asked && self.sidecar.as_ref().and_then(Sidecar::pid).is_some() {
+        if self.signal_sidecar(Signal::SIGTERM) {
+            // One that is frozen hears of it only now.
+            self.signal_sidecar(Signal::SIGCONT);
+            self.await_sidecar(self.run.grace());
+        }
+        if self.signal_sidecar(Signal::SIGKILL) {
+            say("the sidecar did not end in time and was killed; --grace gives it longer");
+            self.await_sidecar(CLEARING);
+        }
+        if self.sidecar.is_some() {
+            self.deadman.wipe();
+        }
+    }
+
+    fn signal_sidecar(&self, signal: Signal) -> bool {
+        (self.sidecar.as_ref()).is_some_and(|sidecar| sidecar.signal(signal))
+    }
+
+    /// Waits until it is dead, no longer than this.
+    fn await_sidecar(&mut self, time: Duration) {
+        let deadline = Instant::now() + time;
+        while self.sidecar.as_ref().and_then(Sidecar::pid).is_some() {
             let left = deadline.saturating_duration_since(Instant::now());
             let waited = self.signals.wait(Some(left), None);
             while let Ok(Some(_)) = self.signals.next() {}
@@ -163,11 +181,6 @@ impl Shim<'_> {
             if left.is_zero() || waited.is_err() {
                 break;
             }
-        }
-        if let Some(sidecar) = &self.sidecar
-            && sidecar.signal(Signal::SIGKILL)
-        {
-            say("the sidecar did not end in time and was killed; --grace gives it longer");
         }
     }
 }

@@ -134,6 +134,38 @@ fn a_stop_reaches_it() {
     assert_eq!(end_of(child).status.code(), Some(9));
 }
 
+/// As `podman run --userns=auto` makes one.
+#[test]
+fn a_user_namespace_with_few_users_is_told() {
+    use std::io::Write;
+    let (place, [sidecar, app]) = place("true");
+    let script =
+        r#"read go; exec unshare --mount sh -c 'mount -t tmpfs none "$0" && exec "$@"' "$@""#;
+    let mut command = Command::new("unshare");
+    command.args(["--user", "sh", "-c", script, "sh"]);
+    command.arg(place.secrets()).args([SHIM, "run", "--dir"]);
+    command
+        .arg(place.secrets())
+        .args(["--user=500", "--sidecar"]);
+    command.args(["--sidecar-path", &sidecar, "--", &app]);
+    command.stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/user")).unwrap();
+    let pid = child.id().to_string();
+    wait_for(|| namespace(&pid) != namespace("self"));
+    for map in ["uid_map", "gid_map"] {
+        std::fs::write(format!("/proc/{pid}/{map}"), "0 0 1000").unwrap();
+    }
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let output = end_of(child);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(71), "{said}");
+    assert!(
+        said.contains("no such user") && said.contains("--sidecar-user"),
+        "{said}"
+    );
+}
+
 /// Where it cannot have one it is refused if it was asked for, and has the application's if not.
 #[test]
 fn it_needs_the_capabilities() {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
-use crate::support::{Place, SHIM, SIDECAR, end_of, finish, publish, send, text, wait_for};
+use crate::support::{Place, SHIM, SIDECAR, end_of, finish, pid_in, publish, send, text, wait_for};
 
 #[test]
 fn without_a_sidecar_the_application_takes_the_shims_place() {
@@ -226,6 +226,53 @@ fn a_terminals_signal_arrives_once() {
     let log = std::fs::read_to_string(place.path("log")).unwrap();
     assert!(!log.contains("wiped"), "the sidecar does not get it: {log}");
     std::fs::write(place.path("stop"), "").unwrap();
+    assert_eq!(end_of(child).status.code(), Some(3));
+}
+
+/// Ctrl-Z stops both, so that the shell has its terminal back, and `fg` continues both.
+#[test]
+fn a_shells_job_stops_and_goes_on() {
+    use std::io::Write;
+    let place = Place::new();
+    let sidecar = place.script("sidecar", SIDECAR);
+    let app = place.script(
+        "app",
+        "echo $$ > $PLACE/app.pid; echo $PPID > $PLACE/shim.pid\n\
+         while ! [ -e $PLACE/stop ]; do sleep 0.01; done\nexit 3",
+    );
+    // With job control, as an interactive shell has it.
+    let (path, dir) = (place.path(""), place.secrets());
+    let shell = place.script(
+        "shell",
+        &format!(
+            "set -m\n{SHIM} run --dir {} --sidecar --sidecar-path {sidecar} -- {app}\n\
+             echo $? > $PLACE/stopped; while ! [ -e $PLACE/go ]; do sleep 0.01; done; fg",
+            dir.display()
+        ),
+    );
+    let mut command = std::process::Command::new("script");
+    command
+        .args(["-qec", &format!("exec {shell}"), "/dev/null"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let both = ["app.pid", "shim.pid"].map(|name| pid_in(&place, name));
+    let are = |state: &str| {
+        both.iter().all(|pid| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+            status
+                .unwrap_or_default()
+                .contains(&format!("\nState:\t{state}"))
+        })
+    };
+    let mut keys = child.stdin.take().unwrap();
+    keys.write_all(b"\x1a").unwrap();
+    assert_eq!(pid_in(&place, "stopped"), 128 + libc::SIGTSTP);
+    wait_for(|| are("T"));
+    std::fs::write(path.join("go"), "").unwrap();
+    wait_for(|| !are("T"));
+    std::fs::write(path.join("stop"), "").unwrap();
     assert_eq!(end_of(child).status.code(), Some(3));
 }
 

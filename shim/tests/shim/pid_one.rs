@@ -67,6 +67,37 @@ fn a_stop_signal_ends_the_start_up() {
     assert_eq!(end_of(child).status.code(), Some(143));
 }
 
+/// Whoever makes a container may block signals so that the kernel keeps what comes before the shim listens.
+/// None is lost, and the application has none blocked, also where there is nothing to wait for.
+#[test]
+fn what_came_before_it_counts_and_nothing_stays_blocked() {
+    let place = Place::with_bundle(&["a"]);
+    let begun = |script: &str, application: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--mount-proc"]);
+        command.args([
+            "env",
+            "--block-signal=TERM",
+            "sh",
+            "-c",
+            script,
+            SHIM,
+            "run",
+        ]);
+        command.arg("--dir").arg(place.secrets()).arg("--");
+        command.args(application).stdout(Stdio::piped());
+        end_of(command.stderr(Stdio::piped()).spawn().unwrap())
+    };
+    let output = begun(
+        r#"exec "$0" "$@""#,
+        &["grep", "SigBlk", "/proc/self/status"],
+    );
+    assert_eq!(text(&output.stdout), "SigBlk:\t0000000000000000\n");
+    let output = begun(r#"kill -TERM $$; exec "$0" "$@""#, &["echo", "started"]);
+    assert_eq!(output.status.code(), Some(143), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "");
+}
+
 #[test]
 fn a_stop_signal_reaches_the_application() {
     let place = Place::new();

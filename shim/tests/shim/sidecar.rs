@@ -216,6 +216,53 @@ fn once_is_not_repeated() {
     assert_eq!(log(&place), "started\n");
 }
 
+/// What no sidecar wipes at the end, the shim does; a frozen one is thawed for it.
+#[test]
+fn nothing_readable_is_left_whatever_became_of_the_sidecar() {
+    use std::io::Read;
+    const PUBLISH: &str = "trap 'echo wiped > $PLACE/log; exit 1' TERM\necho $$ > $PLACE/pid\n\
+        mkdir $DIR/..gen-1; echo value > $DIR/..gen-1/a; chmod 0400 $DIR/..gen-1/a\n\
+        echo \"a $(date +%s000000) $(date +%s000000) remove\" > $DIR/..gen-1/..expiry\n\
+        ln -s ..gen-1 $DIR/..data; ";
+    for (option, stays, act, heard) in [
+        (
+            "--wait=a",
+            "while :; do sleep 0.01; done",
+            "kill -STOP",
+            true,
+        ),
+        (
+            "--wait=a",
+            "while :; do sleep 0.01; done",
+            "rm $PLACE/sidecar; kill -KILL",
+            false,
+        ),
+        ("--sidecar-arg=--once", "exit 0", "true", false),
+    ] {
+        let place = Place::new();
+        let sidecar = place.script("sidecar", &format!("{PUBLISH}{stays}"));
+        let app = place.script(
+            "app",
+            &format!("touch $PLACE/up; while ! [ -e $PLACE/stop ]; do sleep 0.01; done\n{act} $(cat $PLACE/pid)"),
+        );
+        let options = ["--sidecar", "--sidecar-path", &sidecar, option, "--", &app];
+        let child = place.shim(&options).spawn().unwrap();
+        wait_for(|| place.path("up").exists());
+        let mut held = std::fs::File::open(place.secrets().join("..data/a")).unwrap();
+        std::fs::write(place.path("stop"), "").unwrap();
+        let begun = Instant::now();
+        let output = end_of(child);
+        let said = text(&output.stderr);
+        assert!(begun.elapsed() < Duration::from_secs(4), "{said}");
+        let mut bytes = Vec::new();
+        held.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, [0; 6], "{act}: {said}");
+        assert!(!place.secrets().join("..gen-1/a").exists());
+        assert!(said.contains("wiped what was left there: a"), "{said}");
+        assert_eq!(place.path("log").exists(), heard);
+    }
+}
+
 /// What the sidecar says on stdout does not mix with what the application says.
 #[test]
 fn stdout_is_the_applications() {
