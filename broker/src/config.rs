@@ -19,7 +19,7 @@ key_file = "/etc/mayfly/seal.key"        # made with the store; without it nothi
 socket = "/run/mayfly/admin.sock"        # root only
 
 [audit]
-file = "/var/lib/mayfly/audit.jsonl"     # best on a disk of its own: when it is full, nothing is issued
+file = "/var/lib/mayfly/audit.jsonl"     # best on a disk of its own: a full one ends all issuing
 
 [oidc]                                   # where others check the tokens of the jwt engine
 listen = "127.0.0.1:8443"
@@ -27,9 +27,10 @@ issuer = "https://localhost:8443"
 rotate_seconds = 604800                  # how long a signing key signs
 publish_ahead_seconds = 86400            # how long it is published before
 
-[x509]                                   # the authority of the x509 engine; [ssh] has the same settings
+[x509]                                   # the authority of the x509 engine; [ssh] has the same
 rotate_seconds = 157680000               # how long a root signs; 31536000 for the keys of ssh
-publish_ahead_seconds = 86400            # how long it is published before, or as long as certificates live
+publish_ahead_seconds = 86400            # how long it is published before, at least: a
+                                         # certificate's life, if that is longer
 
 [node]                                   # the embedded node; `enabled = false` for none
 workload_socket = "/run/mayfly/workload/workload.sock"

@@ -120,18 +120,19 @@ mod tests {
     }
 
     #[test]
-    fn every_help_has_an_example() {
+    fn every_help_has_an_example_that_stays_as_it_is_written() {
         fn look(command: &clap::Command) {
-            for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
-                let help = sub.get_after_help().map(ToString::to_string);
-                assert!(
-                    help.unwrap_or_default().contains("Example"),
-                    "{}",
-                    sub.get_name()
-                );
-                look(sub);
-            }
+            let help = command.get_after_help().map(ToString::to_string);
+            let (help, name) = (help.unwrap_or_default(), command.get_name());
+            assert!(help.contains("Example"), "{name}");
+            // Where a line is wrapped, what is copied from it is something else.
+            let wide = help.lines().find(|line| line.chars().count() > WIDTH);
+            assert_eq!(wide, None, "{name}");
+            let subs = command.get_subcommands();
+            subs.filter(|sub| !sub.is_hide_set()).for_each(look);
         }
+        // What clap wraps at without a terminal.
+        const WIDTH: usize = 100;
         look(&Args::command());
     }
 }

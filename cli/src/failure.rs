@@ -4,8 +4,12 @@ use mayfly_wire::{Code, Refusal};
 use std::io;
 use std::process::ExitCode;
 
-/// What every `--help` says about exit statuses.
+/// What `mayfly --help` says about exit statuses.
 pub const EXIT_STATUSES: &str = "\
+Examples:
+  mayfly apply -f config/
+  mayfly explain --help
+
 Exit status:
   0   done
   1   failed

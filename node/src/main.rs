@@ -24,7 +24,7 @@ const EXAMPLE: &str = r#"Example of a configuration file:
   workload_socket = "/run/mayfly/workload/workload.sock"
   engine_sockets = ["/run/docker.sock"]
 
-  [[node.volume]]                                 # a tmpfs at /run/mayfly/volumes/orders, watched over
+  [[node.volume]]                                 # a tmpfs at /run/mayfly/volumes/orders
   name = "orders"
   size = "1m"
   uid = 1000

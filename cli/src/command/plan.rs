@@ -31,8 +31,8 @@ A directory holds .toml files with credentials,
   subject = \"{name}\"
   ttl = \"5m\"
 
-and .cedar files with policies. `[policy] hardened = true` in one of the .toml files adds the stricter
-rules. Secret values never stand in it: see `mayfly kv put`.";
+and .cedar files with policies. `[policy] hardened = true` in one of the .toml files adds the
+stricter rules. Secret values never stand in it: see `mayfly kv put`.";
 
 /// Arguments of `plan`.
 #[derive(clap::Args)]
