@@ -253,6 +253,26 @@ async fn a_storm_of_connections_that_close_at_once_is_turned_away() {
     other.says("bundle 1").await;
 }
 
+/// Only the first of them is told at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stops_tells_of_all_whom_it_refused() {
+    let mut node = Node::start(|config| config.limits.refusal_seconds = 600).await;
+    let ask = [
+        "-sS",
+        "--unix-socket",
+        node.path(),
+        "http://localhost/v1/whoami",
+    ];
+    for _ in 0..3 {
+        let asked = std::process::Command::new("curl").args(ask).output();
+        let said = String::from_utf8(asked.unwrap().stdout).unwrap();
+        assert!(said.contains("not_attested"), "{said}");
+    }
+    node.stop().await;
+    let told = node.broker.refusals("not_a_container");
+    assert_eq!(told.iter().map(|refusal| refusal.count).sum::<u64>(), 3);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_passed_descriptor_ends_the_connection() {
     let node = Node::start(|_| {}).await;

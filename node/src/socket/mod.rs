@@ -11,7 +11,7 @@ mod recent;
 mod relay;
 mod service;
 #[cfg(test)]
-mod stand_in;
+pub(crate) mod stand_in;
 mod stream;
 
 pub use place::PlaceError;

@@ -1,4 +1,4 @@
-//! For tests: a server that nobody stands behind.
+//! For tests: a server that nobody stands behind, but one who takes reports.
 
 use super::Server;
 use super::service::Shared;
@@ -10,11 +10,14 @@ use crate::upstream::{Answer, Session, Upstream};
 use mayfly_wire::link::{Heartbeat, NodeEvent, SessionRequest, Watch};
 use mayfly_wire::session::Granted;
 use mayfly_wire::{Code, Evidence};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-struct Nobody;
+#[derive(Default)]
+pub(crate) struct Nobody {
+    pub(crate) taken: Mutex<Vec<NodeEvent>>,
+}
 
 fn unavailable<'a, T: Send + 'a>() -> Answer<'a, T> {
     Box::pin(async { Err(Code::Unavailable.into()) })
@@ -30,8 +33,9 @@ impl Upstream for Nobody {
     fn heartbeat(&self, _: Heartbeat) -> Answer<'_, Watch> {
         unavailable()
     }
-    fn event(&self, _: NodeEvent) -> Answer<'_, ()> {
-        unavailable()
+    fn event(&self, event: NodeEvent) -> Answer<'_, ()> {
+        self.taken.lock().unwrap().push(event);
+        Box::pin(async { Ok(()) })
     }
 }
 
@@ -39,7 +43,7 @@ impl Upstream for Nobody {
 pub(super) fn server() -> (Server, Arc<Shared>) {
     let server = Server {
         attestor: Arc::new(Attestor::new(AttestConfig::default()).unwrap()),
-        upstream: Arc::new(Nobody),
+        upstream: Arc::new(Nobody::default()),
         served: Served::new().0,
         refusals: Refusals::new(Duration::from_secs(1)),
         limits: Limits::default(),

@@ -166,6 +166,32 @@ async fn until(at: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::socket::stand_in::Nobody;
+
+    #[tokio::test]
+    async fn who_stops_sends_what_waits_for_its_turn() {
+        let (outbox, broker) = (Outbox::default(), Nobody::default());
+        let (finish, finishing) = watch::channel(false);
+        let sending = outbox.send_all(&broker, finishing);
+        let acting = async {
+            for count in 1..=3_u64 {
+                outbox.put("v", OverdueAct::Cleared, &[format!("item-{count}")], &[]);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                assert_eq!(broker.taken.lock().unwrap().len(), 1, "the first, at once");
+            }
+            finish.send_replace(true);
+        };
+        let both = async { tokio::join!(sending, acting) };
+        tokio::time::timeout(Duration::from_secs(5), both)
+            .await
+            .expect("it ends");
+        let taken = broker.taken.lock().unwrap();
+        let counts = taken.iter().map(|event| match event {
+            NodeEvent::Overdue(report) => report.count,
+            _ => 0,
+        });
+        assert_eq!(counts.collect::<Vec<_>>(), [1, 2]);
+    }
 
     #[test]
     fn a_flood_is_one_report_an_interval_and_loses_no_count() {
