@@ -298,7 +298,7 @@ async fn a_session_that_cannot_be_interrupted_holds_up_nobody(
     assert_eq!(server.psql(left).unwrap(), "1", "it could be interrupted");
     let began = Instant::now();
     place.engine.revoke(&other).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(began.elapsed() < Duration::from_secs(2));
     stubborn.kill().unwrap();
     stubborn.wait().unwrap();
 }
