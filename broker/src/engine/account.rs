@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use zeroize::Zeroizing;
 
 /// The version that the content of a lease is sealed for: it never changes while the lease lives.
-pub(super) const CONTENT: u64 = 0;
+const CONTENT: u64 = 0;
 /// Most characters of the credential's name in an account's.
 const FRONT: usize = 8;
 /// Characters of the lease's id: 80 random bits.
@@ -51,20 +51,18 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn export(&self) -> Result<Secret, EngineError> {
+    fn export(&self) -> Result<Secret, EngineError> {
         let bytes = serde_json::to_vec(self);
         bytes
             .map(Secret::from)
             .map_err(|error| EngineError::Unfit(format!("an account cannot be kept: {error}")))
     }
 
-    pub(super) fn import(bytes: &Secret) -> Result<Self, EngineError> {
+    fn import(bytes: &Secret) -> Result<Self, EngineError> {
         serde_json::from_slice(bytes.expose())
             .map_err(|_| StoreError::Damaged("what a lease holds is no account".to_owned()).into())
     }
-}
 
-impl Account {
     /// One with a new password.
     pub(super) fn new(
         policy: Option<&PasswordPolicy>,

@@ -14,15 +14,13 @@ mod session;
 mod sql;
 mod tls;
 
-use super::account::{Account, CONTENT};
+use super::account::Account;
 use super::connections::Connections;
 use super::fixed::{FixedUsers, SetPassword};
 use super::pool::{Lent, Limits, Pool, limited};
 use super::root::Roots;
 use super::statements::{self, Dialect, Placeholder, Statement};
-use super::{
-    Answer, Engine, EngineError, IssueRequest, Issued, lease_record, other_engine, password,
-};
+use super::{Answer, Engine, EngineError, IssueRequest, Issued, other_engine, password};
 use crate::clock::Clock;
 use crate::seal::{RootKeys, SealError, random};
 use crate::store::{Lease, Source, Store};
@@ -102,22 +100,12 @@ impl Postgres {
         let target = self.connections.target(&settings.connection)?;
         let (fields, layout, source);
         if settings.fixed.is_empty() {
-            let made = password::generate(settings.password.as_ref())?;
             let workload = request.evidence.display_name();
             let name = account::name(&credential.name, &workload, request.lease);
-            let kept = Account {
-                password: text(&made)?,
-                revoke: settings.revoke.clone(),
-                heir: settings.heir.clone(),
-            };
-            let record = lease_record(request.lease);
-            let sealed = self.keys.seal(&record, CONTENT, &kept.export()?)?;
-            (fields, layout) = account::fields(&target.config, &name, &made)?;
-            source = Source::Account {
-                connection: settings.connection.clone(),
-                account: name,
-                sealed,
-            };
+            let mut kept = Account::new(settings.password.as_ref(), settings.revoke.clone())?;
+            kept.heir.clone_from(&settings.heir);
+            (fields, layout) = account::fields(&target.config, &name, &kept.password())?;
+            source = kept.source(&self.keys, &settings.connection, &name, request.lease)?;
         } else {
             let name = &credential.name;
             let holder = self
@@ -148,11 +136,10 @@ impl Postgres {
             Source::Account {
                 connection,
                 account,
-                sealed,
+                ..
             } => {
                 let target = self.connections.target(connection)?;
-                let kept = self.open(lease, sealed)?;
-                let password = Secret::from(kept.password.as_bytes().to_vec());
+                let password = Account::of(&self.keys, lease)?.password();
                 (fields, layout) = account::fields(&target.config, account, &password)?;
                 source = lease.source.clone();
             }
@@ -172,11 +159,6 @@ impl Postgres {
             expires_at: lease.expires_at,
             source,
         })
-    }
-
-    fn open(&self, lease: &Lease, sealed: &[u8]) -> Result<Account, EngineError> {
-        let bytes = self.keys.open(&lease_record(&lease.id), CONTENT, sealed)?;
-        Account::import(&bytes)
     }
 
     async fn verifier(
@@ -242,12 +224,6 @@ fn check_heir(settings: &SqlSettings) -> Result<(), String> {
         );
     }
     Ok(())
-}
-
-fn text(secret: &Secret) -> Result<Zeroizing<String>, EngineError> {
-    let text = String::from_utf8(secret.expose().to_vec());
-    text.map(Zeroizing::new)
-        .map_err(|_| EngineError::Unfit("a password is not text".to_owned()))
 }
 
 impl SetPassword for Postgres {

@@ -1,10 +1,11 @@
 //! What is done with the role of one lease: it is made, extended, removed.
 
 use super::{Postgres, farewell, settings, sql, understand, understand_revoke};
+use crate::engine::EngineError;
+use crate::engine::account::{Account, at};
 use crate::engine::pool::{Failure, limited};
 use crate::engine::statements::{self, Values};
-use crate::engine::{EngineError, other_engine};
-use crate::store::{Lease, Source};
+use crate::store::Lease;
 use mayfly_wire::admin::CredentialConfig;
 use std::time::Duration;
 
@@ -37,16 +38,9 @@ impl Postgres {
         credential: &CredentialConfig,
         lease: &Lease,
     ) -> Result<(), EngineError> {
-        let Source::Account {
-            connection,
-            account,
-            sealed,
-        } = &lease.source
-        else {
-            return Err(other_engine(lease));
-        };
+        let (connection, account) = at(lease)?;
         let statements = understand(settings(credential)?).map_err(EngineError::Unfit)?;
-        let kept = self.open(lease, sealed)?;
+        let kept = Account::of(&self.keys, lease)?;
         let verifier = self.verifier(connection, kept.password.as_bytes()).await?;
         let mut lent = self.lend(connection).await?;
         let until = self.remaining(credential, lease)?;
@@ -70,14 +64,7 @@ impl Postgres {
         credential: &CredentialConfig,
         lease: &Lease,
     ) -> Result<(), EngineError> {
-        let Source::Account {
-            connection,
-            account,
-            ..
-        } = &lease.source
-        else {
-            return Err(other_engine(lease));
-        };
+        let (connection, account) = at(lease)?;
         let statements = understand(settings(credential)?).map_err(EngineError::Unfit)?;
         let mut lent = self.lend(connection).await?;
         let until = self.remaining(credential, lease)?;
@@ -102,16 +89,12 @@ impl Postgres {
     }
 
     pub(super) async fn revoke_role(&self, lease: &Lease) -> Result<(), EngineError> {
-        let Source::Account {
-            connection,
-            account,
-            sealed,
-        } = &lease.source
-        else {
+        if !lease.source.has_target() {
             // Nothing exists for this lease alone.
             return Ok(());
-        };
-        let kept = self.open(lease, sealed)?;
+        }
+        let (connection, account) = at(lease)?;
+        let kept = Account::of(&self.keys, lease)?;
         let revoke = understand_revoke(&kept.revoke).map_err(EngineError::Unfit)?;
         let values = Values {
             name: account,
