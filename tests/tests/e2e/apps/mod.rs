@@ -2,6 +2,7 @@
 
 mod acknowledge;
 mod companion;
+mod example;
 mod load;
 mod none;
 mod once;
