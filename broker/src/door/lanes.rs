@@ -187,7 +187,12 @@ impl Lane {
 
     /// Whether it did not do the last thing that it was asked.
     pub fn is_down(&self) -> bool {
-        lock(&self.state).problem.is_some()
+        self.problem().is_some()
+    }
+
+    /// What it said then, or did not.
+    pub fn problem(&self) -> Option<String> {
+        lock(&self.state).problem.clone()
     }
 
     /// Somebody waited for it as long as they could.

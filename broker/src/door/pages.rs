@@ -114,7 +114,8 @@ impl LeasePages {
                 page
             }
         };
-        let fit = page.into_iter().filter(|lease| fits(&self.filter, lease));
+        let page = page.into_iter().map(|lease| self.door.with_problem(lease));
+        let fit = page.filter(|lease| fits(&self.filter, lease));
         Ok(Some(fit.map(told).collect()))
     }
 

@@ -5,19 +5,24 @@ use super::renew::due;
 use super::{Applied, Door, OpenError, ended};
 use crate::clock::Mark;
 use crate::store::{Lease, LeaseState, Op, Source, StoreError};
+use mayfly_wire::LeaseId;
 use mayfly_wire::audit::Event;
 
 /// Leases that are settled in one commit.
 const AT_ONCE: u32 = 500;
 /// Where the last mark of the clock stands in the store.
 const MARK: &str = "clock";
+/// How far the leases have followed a clock that was set: the last one that did, while that goes on.
+const MOVED: &str = "moved";
 
 impl Door {
     /// Sets right what an earlier run left.
     pub(super) async fn settle(&self) -> Result<(), OpenError> {
         self.follow_clock().await?;
         self.end_what_was_on_its_way().await?;
-        self.store.commit(self.mark()?).await?;
+        let mut ops = self.mark()?;
+        ops.push(Op::MetaRemove(MOVED.to_owned()));
+        self.store.commit(ops).await?;
         Ok(())
     }
 
@@ -66,7 +71,9 @@ impl Door {
         let apart_seconds = by_then.abs_diff(mark.now) / 1000;
         tracing::warn!(apart_seconds, "the clock was set while the broker was down");
         let applied = self.applied();
-        let mut after = None;
+        let moved_to = self.store.meta(MOVED.to_owned()).await?;
+        let moved_to = moved_to.and_then(|bytes| String::from_utf8(bytes).ok());
+        let mut after = moved_to.map(LeaseId::from);
         loop {
             let page = self.store.leases(after.take(), AT_ONCE).await?;
             let (mut ops, mut events) = (Vec::new(), Vec::new());
@@ -75,13 +82,22 @@ impl Door {
                 ops.push(op);
                 events.extend(event);
             }
-            for event in events {
-                self.audit.append(event).await?;
+            let recorded = events.into_iter().map(|event| self.audit.append(event));
+            let recorded = super::all(recorded.collect()).await;
+            recorded.into_iter().try_for_each(|one| one.map(|_| ()))?;
+            let next = page.last().filter(|_| page.len() >= AT_ONCE as usize);
+            // With the last page, so that nothing is moved twice.
+            match next {
+                Some(last) => ops.push(Op::MetaPut(MOVED.to_owned(), last.id.as_str().into())),
+                None => {
+                    ops.push(Op::MetaRemove(MOVED.to_owned()));
+                    ops.extend(self.mark()?);
+                }
             }
             self.store.commit(ops).await?;
-            match page.last() {
-                Some(last) if page.len() >= AT_ONCE as usize => after = Some(last.id.clone()),
-                _ => return Ok(()),
+            match next {
+                Some(last) => after = Some(last.id.clone()),
+                None => return Ok(()),
             }
         }
     }
@@ -126,7 +142,7 @@ mod tests {
     fn lease(source: Source) -> Lease {
         let evidence = evidence(1);
         Lease {
-            id: mayfly_wire::LeaseId::from_random([1; 16]),
+            id: LeaseId::from_random([1; 16]),
             name: evidence.display_name(),
             workload: evidence.workload,
             credential: "db".parse().unwrap(),

@@ -27,7 +27,7 @@ pub fn fits(filter: &LeaseFilter, lease: &Lease) -> bool {
 
 /// Whether a lease should have ended, and could not be.
 pub fn is_stuck(lease: &Lease) -> bool {
-    lease.state == LeaseState::Revoking && lease.attempts > 0
+    lease.state == LeaseState::Revoking && (lease.attempts > 0 || !lease.problem.is_empty())
 }
 
 #[cfg(test)]
@@ -101,5 +101,7 @@ mod tests {
         assert!(fits(&stuck, &lease));
         lease.attempts = 0;
         assert!(!fits(&stuck, &lease), "it was not tried yet");
+        lease.problem = "its target is down".into();
+        assert!(fits(&stuck, &lease));
     }
 }

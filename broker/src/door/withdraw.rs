@@ -9,7 +9,7 @@ use super::operator::Act;
 use super::which::fits;
 use super::{Change, Door, Operator, lock, store_failed};
 use crate::policy::entity;
-use crate::store::{Lease, LeaseState, Op};
+use crate::store::{Lease, LeaseState, Op, Source};
 use mayfly_wire::admin::{LeaseFilter, Progress, Revoke};
 use mayfly_wire::audit::Event;
 use mayfly_wire::{Code, CredentialName, LeaseId, Refusal, WorkloadKey};
@@ -133,6 +133,42 @@ where
     teller.end().await;
 }
 
+/// Which workloads the beginning of an id has named. What is ended by it must be of one alone: somebody
+/// meant that one, or a name that none has.
+struct Named<'a> {
+    asked: Option<&'a str>,
+    by_id: BTreeSet<String>,
+}
+
+impl<'a> Named<'a> {
+    fn new(filter: &'a LeaseFilter) -> Self {
+        Self {
+            asked: filter.workload.as_deref(),
+            by_id: BTreeSet::new(),
+        }
+    }
+
+    fn note(&mut self, lease: &Lease) {
+        if self.asked.is_some_and(|asked| lease.name != asked) {
+            self.by_id.insert(lease.workload.id());
+        }
+    }
+
+    fn is_clear(&self) -> Result<(), Refusal> {
+        if self.by_id.len() < 2 {
+            return Ok(());
+        }
+        let asked = self.asked.unwrap_or_default();
+        let some: Vec<&str> = self.by_id.iter().take(5).map(String::as_str).collect();
+        let message = format!(
+            "{asked:?} begins the ids of {} workloads ({}, …): expected a name, or more of one id",
+            self.by_id.len(),
+            some.join(", ")
+        );
+        Err(Refusal::because(Code::Conflict, message))
+    }
+}
+
 impl Door {
     /// Ends leases for an operator, and tells how far it is until the last line, which has `end`. Those
     /// that fail are tried again by themselves; with `forget` what they hold at a target stays there.
@@ -186,12 +222,19 @@ impl Door {
             (None, None) => None,
         };
         let mut found = Vec::new();
+        let mut named = Named::new(filter);
         let mut take = |leases: Vec<Lease>| {
-            let fit = leases.into_iter().filter(|lease| fits(filter, lease));
-            found.extend(fit.map(|lease| (lease.id, lease.workload)));
+            for lease in leases {
+                let lease = self.with_problem(lease);
+                if fits(filter, &lease) {
+                    named.note(&lease);
+                    found.push((lease.id, lease.workload));
+                }
+            }
         };
         if let Some(some) = some {
             take(some.map_err(store_failed)?);
+            named.is_clear()?;
             return Ok(found);
         }
         let mut after = None;
@@ -203,9 +246,23 @@ impl Door {
             take(page);
             match last {
                 Some(last) if full => after = Some(last),
-                _ => return Ok(found),
+                _ => break,
             }
         }
+        named.is_clear()?;
+        Ok(found)
+    }
+
+    /// A lease that could not even be tried, with what keeps its target from it.
+    pub(super) fn with_problem(&self, lease: Lease) -> Lease {
+        let Source::Account { connection, .. } = &lease.source else {
+            return lease;
+        };
+        if lease.state != LeaseState::Revoking || !lease.problem.is_empty() {
+            return lease;
+        }
+        let problem = self.lanes.of(connection).problem().unwrap_or_default();
+        Lease { problem, ..lease }
     }
 
     /// Ends one. `forget` names who has it forgotten if that fails.

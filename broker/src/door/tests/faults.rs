@@ -3,7 +3,7 @@
 use super::fuse::At;
 use super::target::{Mode, Target, account};
 use super::world::*;
-use crate::clock::SystemClock;
+use crate::clock::{Clock, Mark, SystemClock};
 use crate::store::{LeaseState, Op};
 use crate::testing::TempDir;
 use mayfly_wire::admin::{LeaseFilter, Revoke, Rotate};
@@ -150,4 +150,47 @@ fn what_an_apply_left_to_be_done_is_done_at_the_next_start() {
         }
         settle(world).await;
     });
+}
+
+/// A clock as it is after somebody set it.
+struct Set {
+    uptime: u64,
+    now: u64,
+}
+
+impl Clock for Set {
+    fn now_ms(&self) -> u64 {
+        self.now
+    }
+
+    fn mark(&self) -> Option<Mark> {
+        Some(Mark {
+            boot_id: "boot".into(),
+            uptime: self.uptime,
+            now: self.now,
+        })
+    }
+}
+
+/// A lease follows a clock that was set once, though the broker is killed right after that is on disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_while_leases_follow_the_clock_none_is_longer_for_it() {
+    const THEN: u64 = 1_800_000_000_000;
+    const LATER: u64 = THEN + 1_000_000_000;
+    let (dir, target) = (Arc::new(TempDir::new()), Target::new());
+    let open = |uptime, now, at| {
+        let clock = Arc::new(Set { uptime, now });
+        World::open(Arc::clone(&dir), Arc::clone(&target), clock, at)
+    };
+    let world = open(0, THEN, None).await;
+    world.put("key").await;
+    world.apply(vec![kv("key", 600)]).await;
+    let want = Some(vec!["key".parse().unwrap()]);
+    world.session(1, want, true).await.unwrap();
+    assert_eq!(world.leases().await[0].expires_at, THEN + 600_000);
+    drop(world);
+    let killed = open(200_000, LATER, Some(At::After(1)));
+    assert!(timeout(Duration::from_secs(1), killed).await.is_err());
+    let world = open(300_000, LATER + 100_000, None).await;
+    assert_eq!(world.leases().await[0].expires_at, LATER + 400_000);
 }

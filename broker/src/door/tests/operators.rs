@@ -2,6 +2,9 @@
 
 use super::target::Mode;
 use super::world::*;
+use crate::door::lanes::Task;
+use crate::engine::EngineError;
+use crate::store::Op;
 use mayfly_wire::admin::{LeaseFilter, Revoke, Rotate};
 use mayfly_wire::audit::Event;
 use mayfly_wire::session::ServerMessage;
@@ -74,6 +77,37 @@ async fn who_asks_once_is_as_new_as_the_next_session() {
     open.is_quiet(Duration::from_millis(100)).await;
 }
 
+/// Whoever types a short name that no workload has must not end the leases of all whose ids begin so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_id_ends_the_leases_of_one_workload_alone() {
+    let world = World::new().await;
+    world.put("key").await;
+    world.apply(vec![kv("key", 600)]).await;
+    // Two of seventeen begin with the same of sixteen digits.
+    for number in 0..17 {
+        world.connect(number).await.unwrap();
+    }
+    let ids: Vec<String> = (0..17).map(|number| key(number).id()).collect();
+    let begins = |digit: &str| ids.iter().filter(|id| id.starts_with(digit)).count();
+    let digit = ids
+        .iter()
+        .map(|id| &id[..1])
+        .find(|digit| begins(digit) > 1);
+    let of = |asked: &str| Revoke {
+        which: LeaseFilter {
+            workload: Some(asked.to_owned()),
+            ..LeaseFilter::default()
+        },
+        all: false,
+        forget: false,
+    };
+    let refused = world.door.revoke(&ROOT, of(digit.unwrap())).await;
+    assert_eq!(code(refused), Some(Code::Conflict));
+    assert_eq!(world.leases().await.len(), 17);
+    let done = end(world.door.revoke(&ROOT, of(&ids[0])).await.unwrap()).await;
+    assert_eq!((done.done, done.total), (1, 1));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_revoked_by_one_command() {
     let world = World::new().await;
@@ -128,6 +162,32 @@ async fn what_cannot_be_ended_is_forgotten_on_record() {
             if operator == "uid:0" && action == "lease.forget")
     };
     assert!(world.records().iter().any(who));
+}
+
+/// A target that is down is asked a few things only: what waits behind them is stuck as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_target_that_is_down_is_stuck() {
+    let world = World::new().await;
+    world.apply(vec![db("db", 600)]).await;
+    world.connect(1).await.unwrap();
+    let lease = world.leases().await.remove(0);
+    let lane = world.door.lanes.of(&"shop".parse().unwrap());
+    let pass = lane.enter(Task::Upkeep).ok().unwrap();
+    let down = async { Err::<(), _>(EngineError::Unavailable("no route".into())) };
+    assert!(pass.call(down).await.is_err());
+    let later = lease.expires_at;
+    let ending = Op::LeaseUpdate(lease.must_end("died", later));
+    world.store.commit(vec![ending]).await.unwrap();
+    let stuck = LeaseFilter {
+        stuck: true,
+        ..LeaseFilter::default()
+    };
+    let told = world.door.leases(&ROOT, &stuck).await.unwrap();
+    assert_eq!(told.len(), 1);
+    assert_eq!(
+        (told[0].attempts, told[0].problem.as_deref()),
+        (0, Some("no route"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
