@@ -84,7 +84,10 @@ fn hang(scene: &mut Scene) -> Result<()> {
     wait_until(SOON, "two roles that are stuck", || {
         let stuck = scene.broker.cli_json(&["leases", "--stuck"])?;
         let stuck = stuck.as_array().context("no list")?;
-        let of_the_dead = |lease: &&Value| lease["workload"]["cgroup_id"] == dead;
+        // Stuck is also what was not tried, because the server is down by then.
+        let was_tried = |lease: &Value| lease["attempts"].as_u64() > Some(0);
+        let of_the_dead =
+            |lease: &&Value| lease["workload"]["cgroup_id"] == dead && was_tried(lease);
         Ok((stuck.iter().filter(of_the_dead).count() == 2).then_some(()))
     })?;
     let told = scene.broker.cli(&["leases", "--stuck"])?;
