@@ -183,7 +183,8 @@ impl FixedUsers {
         state.holder().ok_or_else(|| nothing(credential))
     }
 
-    /// Gives holders a new password, or finishes what was begun and not finished.
+    /// Gives holders a new password, or finishes what was begun and not finished. Who comes while one is
+    /// given has what it came for when that is done: two in a row would break those who hold the first.
     ///
     /// # Errors
     /// The target's, the store's and the seal's; it is then to be called again.
@@ -194,8 +195,12 @@ impl FixedUsers {
         target: &dyn SetPassword,
         now: u64,
     ) -> Result<(), EngineError> {
+        let (before, _) = self.state(credential, settings).await?;
         let _lock = self.lock(credential).await;
         let (mut state, _) = self.state(credential, settings).await?;
+        if state.version > before.version && state.pending.is_none() && state.holder().is_some() {
+            return Ok(());
+        }
         self.settle(credential, settings, &mut state, target, now)
             .await
     }
@@ -211,6 +216,8 @@ impl FixedUsers {
         credential: &CredentialName,
         settings: &SqlSettings,
     ) -> Result<Option<u64>, EngineError> {
+        // One that somebody is about is not one that was begun and left.
+        let _lock = self.lock(credential).await;
         let (state, stored) = self.state(credential, settings).await?;
         if state.pending.is_some() || (stored && state.holder().is_none()) {
             return Ok(Some(state.rotated_at));

@@ -24,6 +24,8 @@ enum Behaviour {
     /// Takes a second to say that it does not.
     Hangs,
     NeverAnswers,
+    /// Does it, a little later.
+    IsSlow,
 }
 
 const HANGS: Duration = Duration::from_secs(1);
@@ -56,11 +58,14 @@ impl SetPassword for Target {
                 tokio::time::sleep(HANGS).await;
                 return Err(EngineError::Unavailable("no answer".to_owned()));
             }
+            if behaviour == Behaviour::IsSlow {
+                tokio::time::sleep(HANGS / 4).await;
+            }
             if behaviour != Behaviour::Refuses {
                 let mut passwords = self.passwords.lock().unwrap();
                 passwords.insert(user.to_owned(), password.expose().to_vec());
             }
-            if behaviour == Behaviour::Works {
+            if matches!(behaviour, Behaviour::Works | Behaviour::IsSlow) {
                 return Ok(());
             }
             Err(EngineError::Unavailable("no answer".to_owned()))
@@ -253,4 +258,33 @@ async fn a_target_that_hangs_delays_nobody_who_is_a_holder() {
     place.rotate(3).await.unwrap();
     let audits = users.known(&name, &place.settings).await.unwrap();
     assert!(audits.user == "audits" && place.target.lets_in(&audits));
+}
+
+/// As when an operator rotates, and the broker looks for what is due.
+#[tokio::test]
+async fn who_comes_while_it_is_rotated_does_not_rotate_once_more() {
+    let place = Place::new(&["a", "b"]);
+    let first = place.current().await.unwrap();
+    place.target.be(Behaviour::IsSlow);
+    let (users, name, soon) = (place.users(), name(), HANGS / 10);
+    let rotate = || users.rotate(&name, &place.settings, &place.target, 2);
+    let (one, due, other) = tokio::join!(
+        rotate(),
+        async {
+            tokio::time::sleep(soon).await;
+            users.rotates_at(&name, &place.settings).await
+        },
+        async {
+            tokio::time::sleep(soon).await;
+            rotate().await
+        }
+    );
+    one.unwrap();
+    other.unwrap();
+    assert_eq!(due.unwrap(), Some(60_002), "it is over");
+    let now = place.current().await.unwrap();
+    assert_eq!(now.version, first.version + 1);
+    assert!(place.target.lets_in(&now));
+    rotate().await.unwrap();
+    assert_eq!(place.current().await.unwrap().version, first.version + 2);
 }
