@@ -18,7 +18,7 @@ const SOON: u64 = 200;
 /// Leases that are made due in one commit.
 const TOGETHER: usize = 512;
 
-/// Leases that are being renewed by this process.
+/// Leases that are being renewed, or ended once more, by this process.
 #[derive(Default)]
 pub struct Renewing(Mutex<HashSet<LeaseId>>);
 
@@ -137,7 +137,12 @@ impl Door {
     ) -> Result<Renewal, Refusal> {
         let result = match lease.state {
             LeaseState::Revoking => {
-                self.revoke_again(&lease).await;
+                // Its target recovers with the answer to it, and then it is due once more, before its
+                // end is on record.
+                let only = self.renewing.begin(&lease.id);
+                if only.is_some() && !matches!(self.still(&lease).await, Ok(None)) {
+                    self.revoke_again(&lease).await;
+                }
                 return Ok(Renewal::Nothing);
             }
             LeaseState::Planned if self.creations.runs(&lease.workload, &lease.credential) => {
