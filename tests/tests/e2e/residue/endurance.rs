@@ -1,9 +1,9 @@
 //! A day's worth of rotations: 20 credentials, each every 15 minutes, are 1,920 generations. And what a
 //! minute costs in which nothing happens.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use mayfly_tests::harness::{
     Broker, BrokerOptions, Realm, binary, idle_cost, open_files, resident, rotate,
 };
@@ -12,8 +12,11 @@ use super::super::resilience::app::{self, App, SOON};
 
 const CREDENTIALS: usize = 20;
 const GENERATIONS: usize = CREDENTIALS * 24 * 4;
-/// The shortest time in which the cost of a minute shows: the node asks every 20 seconds.
+/// The shortest time in which the cost of a minute shows: the node asks every 20 seconds. In a longer one
+/// that is no multiple, it may ask too often.
 const IDLE: Duration = Duration::from_secs(20);
+/// Of how many that cost is taken.
+const ALONE: usize = 5;
 /// The most memory of its own that either may have, in KiB. The pages of its file, which the sidecar's
 /// budget of 3 MB has too, come and go with the page cache, and all containers share them.
 const OWN: f64 = 1024.0;
@@ -53,8 +56,9 @@ fn a_day_of_rotations_leaves_sidecar_and_shim_as_they_were() -> Result<()> {
         let sidecar = app.sidecar()?;
         Ok((app, sidecar))
     };
-    // One that is left alone, meanwhile.
-    let (idle, idle_sidecar) = start("credential-0")?;
+    // Some that are left alone, meanwhile.
+    let idle = (0..ALONE).map(|_| start("credential-0"));
+    let idle = idle.collect::<Result<Vec<_>>>()?;
     let (app, sidecar) = start(&names[1..].join(","))?;
     let shim = app.bare().pid();
     let state = || -> Result<[(f64, usize); 2]> {
@@ -66,10 +70,12 @@ fn a_day_of_rotations_leaves_sidecar_and_shim_as_they_were() -> Result<()> {
     let dir = app.path("run/secrets");
     rotate(&broker, &dir, "e2e", &names[1..], 200)?;
     let before = state()?;
-    let begun = Instant::now();
-    let costs = [idle_sidecar, idle.bare().pid()].map(idle_cost);
-    rotate(&broker, &dir, "e2e", &names[1..], GENERATIONS)?;
-    std::thread::sleep(IDLE.saturating_sub(begun.elapsed()));
+    let costs = std::thread::scope(|scope| {
+        let costs = scope.spawn(|| least(&idle));
+        rotate(&broker, &dir, "e2e", &names[1..], GENERATIONS)?;
+        let costs = costs.join();
+        costs.map_err(|_| anyhow!("the other one panicked"))?
+    })?;
     let after = state()?;
     println!("KiB and descriptors: {before:?}, after {GENERATIONS} generations {after:?}");
     for (what, before, after) in [
@@ -92,8 +98,7 @@ fn a_day_of_rotations_leaves_sidecar_and_shim_as_they_were() -> Result<()> {
         let size = std::fs::metadata(binary(program)?)?.len();
         ensure!(size <= most, "{program} has {size} bytes, at most {most}");
     }
-    for (what, cost) in ["sidecar", "shim"].into_iter().zip(costs) {
-        let minute = cost?.a_minute()?;
+    for (what, minute) in ["sidecar", "shim"].into_iter().zip(costs) {
         ensure!(
             minute < Duration::from_millis(1),
             "the {what} costs {minute:?} of processor time in a minute without work"
@@ -101,4 +106,19 @@ fn a_day_of_rotations_leaves_sidecar_and_shim_as_they_were() -> Result<()> {
         println!("{what}: {minute:?} of processor time in a minute without work");
     }
     Ok(())
+}
+
+/// What a minute costs the sidecar and the shim of whoever was disturbed least: what else runs makes each
+/// step dearer, and none cheaper.
+fn least(idle: &[(App, i32)]) -> Result<[Duration; 2]> {
+    let of = |(app, sidecar): &(App, i32)| [*sidecar, app.bare().pid()].map(idle_cost);
+    let begun: Vec<_> = idle.iter().map(of).collect();
+    std::thread::sleep(IDLE);
+    let mut least = [Duration::MAX; 2];
+    for costs in begun {
+        for (least, cost) in least.iter_mut().zip(costs) {
+            *least = cost?.a_minute()?.min(*least);
+        }
+    }
+    Ok(least)
 }
