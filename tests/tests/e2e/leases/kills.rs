@@ -168,8 +168,8 @@ fn kills(victim: Victim, at_least: u32) -> Result<()> {
     scene.settled(BACK).map(drop)
 }
 
-/// `MAYFLY_KILLS` says another number: the server takes its time to start, and 300 of it take a quarter of
-/// an hour.
+/// `MAYFLY_KILLS` says another number: the server takes its time to start, and 300 of it take six
+/// minutes.
 fn so_often(usually: u32) -> Result<u32> {
     match std::env::var("MAYFLY_KILLS") {
         Ok(number) => number.parse().context("MAYFLY_KILLS is a number"),

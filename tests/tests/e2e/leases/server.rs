@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use mayfly_tests::harness::{PostgresServer, wait_until};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -27,10 +27,20 @@ impl Server {
 
     /// SIGKILL to the first process and to all others, so that nobody can clean up.
     pub fn kill(&mut self) -> Result<()> {
-        self.signal(Signal::SIGKILL)?;
+        let killed = self.signal(Signal::SIGKILL)?;
         // What held its life line.
         self.0.kill();
-        Ok(())
+        // The next one does not start while any of them still holds its memory.
+        wait_until(
+            Duration::from_secs(20),
+            "the end of what was killed",
+            || {
+                let there = |pid: &&i32| stat(**pid).is_ok_and(|(state, _)| state != "Z");
+                let left: Vec<_> = killed.iter().filter(there).collect();
+                ensure!(left.is_empty(), "{left:?} are left");
+                Ok(Some(()))
+            },
+        )
     }
 
     pub fn restart(&mut self) -> Result<()> {
@@ -39,14 +49,15 @@ impl Server {
 
     /// From now on the kernel accepts connections, and nobody answers.
     pub fn freeze(&self) -> Result<()> {
-        self.signal(Signal::SIGSTOP)
+        self.signal(Signal::SIGSTOP).map(drop)
     }
 
     pub fn thaw(&self) -> Result<()> {
-        self.signal(Signal::SIGCONT)
+        self.signal(Signal::SIGCONT).map(drop)
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    /// Gives whom it was sent to.
+    fn signal(&self, signal: Signal) -> Result<Vec<i32>> {
         let file = self.0.data().join("postmaster.pid");
         let text = std::fs::read_to_string(&file).context("the server's pid")?;
         let first = text.lines().next().context("no pid")?.parse()?;
@@ -55,14 +66,17 @@ impl Server {
         wait_until(Duration::from_secs(5), "a stopped server", || {
             Ok((stat(first)?.0 == "T").then_some(()))
         })?;
+        let mut all = vec![first];
         for entry in std::fs::read_dir("/proc")?.flatten() {
             if let Ok(pid) = entry.file_name().to_string_lossy().parse()
                 && stat(pid).is_ok_and(|(_, parent)| parent == first)
             {
                 send(pid, signal)?;
+                all.push(pid);
             }
         }
-        send(first, signal)
+        send(first, signal)?;
+        Ok(all)
     }
 }
 
