@@ -62,12 +62,12 @@ fn refusal_as(status: u16, refusal: &Refusal) -> Answer {
     answer(status, "application/json", body.into())
 }
 
-/// 429 with the whole seconds after which to come again (RFC 9110 section 10.2.3), on a connection that
-/// ends: connections have a pace of their own, so that who does not wait soon gets no further.
+/// 429 with the whole seconds after which to come again (RFC 9110 section 10.2.3). The connection goes on:
+/// who had to make another one for each answer would soon be turned away without any.
 pub(super) fn too_many(wait: Duration) -> Answer {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     let answer = refusal(Code::TooMany.into());
-    closing(with(answer, RETRY_AFTER, HeaderValue::from(seconds.max(1))))
+    with(answer, RETRY_AFTER, HeaderValue::from(seconds.max(1)))
 }
 
 /// 204.
