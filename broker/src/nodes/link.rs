@@ -29,6 +29,8 @@ use tokio_rustls::TlsAcceptor;
 /// Most connections at once: nodes need one or two each. Anybody may connect, so each address has its
 /// share.
 const CONNECTIONS: usize = 4096;
+/// Sessions of one node that are given up before they are looked at.
+const RESETS: usize = 1024;
 /// Most requests at once on one connection: its sessions, and a few more.
 const STREAMS: u32 = 16 * 1024;
 /// For the TLS handshake, and for the first line of a session.
@@ -106,6 +108,10 @@ async fn connection(
         .initial_connection_window_size(1024 * 1024)
         .keep_alive_interval(Some(PATIENCE))
         .keep_alive_timeout(PATIENCE)
+        // What a node still sends for sessions that are over counts for the whole life of a connection
+        // that all its workloads share; how many are open is limited apart.
+        .max_local_error_reset_streams(None)
+        .max_pending_accept_reset_streams(RESETS)
         .serve_connection(TokioIo::new(stream), service)
         .await?;
     Ok(())
