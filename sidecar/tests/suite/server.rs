@@ -6,12 +6,18 @@ use mayfly_wire::session::{
     Bundle, ClientMessage, Hello, Layout, Missing, SealedCredential, SealedField, ServerMessage,
 };
 use mayfly_wire::{Code, LeaseId, PublishFailure, Refusal, Secret, WorkloadKey};
+use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub struct Server(UnixListener);
+pub struct Server {
+    listener: UnixListener,
+    /// Reports that came while a session was awaited, answered with 204.
+    early: Mutex<VecDeque<PublishFailure>>,
+}
 
 impl Server {
     pub fn bind(socket: &Path) -> Self {
@@ -36,54 +42,77 @@ impl Server {
         let listener = UnixListener::from(listener);
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(socket, open).unwrap();
-        Self(listener)
+        Self {
+            listener,
+            early: Mutex::default(),
+        }
     }
 
-    /// The next connection and its request.
+    /// The next session's connection and request. A sidecar may report something first: which of the
+    /// two comes first after an interruption is chance.
     pub fn request(&self) -> Request {
         self.try_request().unwrap()
     }
 
     /// The same, of a sidecar that may die meanwhile.
     pub fn try_request(&self) -> std::io::Result<Request> {
+        loop {
+            let mut stream = self.next()?;
+            let (head, body) = read(&mut stream)?;
+            if !head.starts_with(REPORT) {
+                return Request::parse(stream, head, &body);
+            }
+            answer(&mut stream, "204 No Content")?;
+            let report = serde_json::from_slice(&body)?;
+            self.early.lock().unwrap().push_back(report);
+        }
+    }
+
+    fn next(&self) -> std::io::Result<BufReader<UnixStream>> {
         assert!(self.connects_within(20_000), "nobody connected");
-        let (stream, _) = self.0.accept()?;
+        let (stream, _) = self.listener.accept()?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        Request::read(BufReader::new(stream))
+        Ok(BufReader::new(stream))
     }
 
     /// Whether somebody connects within so many milliseconds.
     pub fn connects_within(&self, milliseconds: u16) -> bool {
         use nix::poll::{PollFd, PollFlags, poll};
         use std::os::fd::AsFd as _;
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, milliseconds).unwrap() == 1
     }
 
-    /// The next connection must bring the report that nothing could be published, which is answered.
-    pub fn report(&self, answer: &str) -> PublishFailure {
-        assert!(self.connects_within(20_000), "nobody connected");
-        let (stream, _) = self.0.accept().unwrap();
-        let mut stream = BufReader::new(stream);
+    /// The report that nothing could be published, which is answered: it has come already, or it is
+    /// what the next connection must bring.
+    pub fn report(&self, status: &str) -> PublishFailure {
+        if let Some(report) = self.early.lock().unwrap().pop_front() {
+            assert_eq!(status, "204 No Content", "it was answered already");
+            return report;
+        }
+        let mut stream = self.next().unwrap();
         let (head, body) = read(&mut stream).unwrap();
-        assert!(
-            head.starts_with("post /v1/publish-failures http/1.1\r\n"),
-            "{head}"
-        );
-        let answer = format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n");
-        stream.get_mut().write_all(answer.as_bytes()).unwrap();
+        assert!(head.starts_with(REPORT), "{head}");
+        answer(&mut stream, status).unwrap();
         serde_json::from_slice(&body).unwrap()
     }
 
     /// The next connection is dropped, whatever it brings.
     pub fn drop_one(&self) {
-        drop(self.0.accept().unwrap());
+        drop(self.listener.accept().unwrap());
     }
 
     /// The next session, opened.
     pub fn session(&self) -> Peer {
         self.request().accept().unwrap()
     }
+}
+
+const REPORT: &str = "post /v1/publish-failures http/1.1\r\n";
+
+fn answer(stream: &mut BufReader<UnixStream>, status: &str) -> std::io::Result<()> {
+    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+    stream.get_mut().write_all(answer.as_bytes())
 }
 
 /// Head, in lower case, and body of a request.
@@ -111,7 +140,11 @@ pub struct Request {
 impl Request {
     fn read(mut stream: BufReader<UnixStream>) -> std::io::Result<Self> {
         let (head, body) = read(&mut stream)?;
-        let hello = serde_json::from_slice(&body)?;
+        Self::parse(stream, head, &body)
+    }
+
+    fn parse(stream: BufReader<UnixStream>, head: String, body: &[u8]) -> std::io::Result<Self> {
+        let hello = serde_json::from_slice(body)?;
         Ok(Self {
             stream,
             head,
