@@ -381,9 +381,10 @@ fn unknown_credentials(policies: &[Policy], desired: &Desired) -> Vec<PolicyProb
             if literal.type_name().to_string() == "Mayfly::Credential"
                 && !known(literal.id().unescaped())
             {
+                let (file, line) = place_of(policy, desired);
                 problems.push(PolicyProblem {
-                    file: file_of(policy, desired),
-                    line: None,
+                    file,
+                    line,
                     message: format!(
                         "policy {:?} names the credential {:?}, which is not configured",
                         policy.id().to_string(),
@@ -400,11 +401,12 @@ fn credential_name(config: &CredentialConfig) -> &str {
     config.name.as_str()
 }
 
-fn file_of(policy: &Policy, desired: &Desired) -> String {
+/// The file of a policy, and its line there.
+fn place_of(policy: &Policy, desired: &Desired) -> (String, Option<u64>) {
     let text = policy.to_cedar().unwrap_or_default();
-    let file = desired
-        .policies
-        .iter()
-        .find(|file| file.text.contains(&text));
-    file.map(|file| file.file.clone()).unwrap_or_default()
+    let mut places = desired.policies.iter().filter_map(|file| {
+        let at = file.text.find(&text)?;
+        Some((file.file.clone(), Some(parse::line_at(&file.text, at))))
+    });
+    places.next().unwrap_or_default()
 }

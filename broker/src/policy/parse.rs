@@ -234,7 +234,8 @@ fn in_order(set: &PolicySet, text: &str) -> Vec<(Policy, u64)> {
     placed
 }
 
-fn line_at(text: &str, offset: usize) -> u64 {
+/// The line of a byte, counted from 1.
+pub(super) fn line_at(text: &str, offset: usize) -> u64 {
     let before = text.as_bytes().iter().take(offset);
     1 + before.filter(|&&byte| byte == b'\n').count() as u64
 }

@@ -438,7 +438,10 @@ fn a_policy_for_a_credential_that_is_not_there_is_a_misspelling() {
     let text = ORDERS.replace("orders-db", "order-db");
     let problems = Judge::new(&desired(&text)).err().unwrap();
     assert!(problems[0].message.contains("order-db"), "{problems:?}");
-    assert_eq!(problems[0].file, "p.cedar");
+    assert_eq!(
+        (problems[0].file.as_str(), problems[0].line),
+        ("p.cedar", Some(2))
+    );
 }
 
 /// Prints what a decision costs: `cargo test --release -p mayfly-broker --lib cost -- --nocapture`.
