@@ -277,6 +277,31 @@ fn a_mistake_in_the_configuration_is_told_before_the_broker_is_asked() {
     std::fs::remove_dir_all(dir).unwrap();
 }
 
+#[test]
+fn a_mistake_that_the_broker_finds_is_told_with_its_place() {
+    let dir = std::env::temp_dir().join(format!("mayfly-found-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let config = "[credential.x]\nengine = \"kv\"\npath = \"p\"\nttl = \"1s\"\n";
+    std::fs::write(dir.join("a.toml"), config).unwrap();
+    let broker = Broker::answering("found", |asked| match asked {
+        "POST /v1/policy/check" => (200, json!({"policies": 0, "problems": []})),
+        _ => {
+            let said = "credential x: ttl: expected 5 seconds\nb.cedar:7: expected another";
+            (400, json!(Refusal::because(Code::BadRequest, said)))
+        }
+    });
+    std::fs::write(dir.join("b.cedar"), "").unwrap();
+    let output = broker.run(&["plan", "-f", dir.to_str().unwrap()], "");
+    assert_eq!(output.status.code(), Some(64));
+    let (said, at) = (text(&output.stderr), dir.display());
+    let expected = format!(
+        "mayfly: {at}/a.toml:4: credential x: ttl: expected 5 seconds\n\
+         {at}/b.cedar:7: expected another\n"
+    );
+    assert_eq!(said, expected);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
 /// A new terminal, and a `kv put` that has it as its own and asks on it. Nothing is typed before the
 /// question, because what came before is thrown away.
 fn asking(broker: &Broker) -> (OpenptyResult, Child) {

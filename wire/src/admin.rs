@@ -72,6 +72,9 @@ pub struct Status {
     pub policies: u64,
     /// Live leases.
     pub leases: u64,
+    /// Those of them that should have ended and could not be.
+    #[serde(default)]
+    pub stuck: u64,
     /// Open sessions.
     pub sessions: u64,
     /// The last audit record.
@@ -163,14 +166,17 @@ pub struct Plan {
 pub struct Change {
     /// Create, update or delete.
     pub action: ChangeAction,
-    /// `credential` or `policy`.
+    /// `connection`, `credential` or `policy`.
     pub kind: String,
-    /// Name of the credential, or the policy's id.
+    /// Name of the connection or the credential, or the policy's id.
     pub name: String,
     /// What changes in it: `ttl: 15m → 5m`.
     pub details: Vec<String>,
     /// How many live leases it touches.
     pub leases: u64,
+    /// What people call the workloads that hold these: the first few, for a credential.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holders: Vec<String>,
 }
 
 /// What happens to a thing.

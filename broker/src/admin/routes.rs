@@ -235,6 +235,7 @@ async fn status(admin: &Admin, operator: &Operator) -> Result<Status> {
         credentials: applied.credentials().len() as u64,
         policies: applied.judge().given().len() as u64,
         leases: door.lease_count().await?,
+        stuck: door.stuck_count().await?,
         sessions: admin.hub.count(),
         audit_seq: door.audit_seq(),
     })

@@ -19,6 +19,11 @@ use std::sync::{Arc, PoisonError};
 const MAX_CREDENTIALS: usize = 10_000;
 /// How long a lease may last, in seconds.
 const TTL: RangeInclusive<u64> = 5..=30 * 86_400;
+/// Holders that a plan names of one credential.
+const NAMED: usize = 5;
+/// Leases of one credential beyond which a plan names nobody: all of them would have to be read.
+const FEW: u64 = 1000;
+
 /// A configuration, ready to judge by. Compiled once.
 pub struct Applied {
     number: u64,
@@ -318,10 +323,24 @@ impl Door {
     async fn compare(&self, applied: &Applied, next: &Applied) -> Result<Plan, Refusal> {
         self.still_used(applied, next).await?;
         let leases = self.store.lease_counts().await.map_err(store_failed)?;
+        let mut changes = plan::changes(applied.side(), next.side(), &leases);
+        for change in &mut changes {
+            if change.kind == "credential" && (1..=FEW).contains(&change.leases) {
+                change.holders = self.holders(&change.name).await?;
+            }
+        }
         Ok(Plan {
             base: applied.number,
-            changes: plan::changes(applied.side(), next.side(), &leases),
+            changes,
         })
+    }
+
+    /// The first few who hold leases on a credential, by the names that people know them by.
+    async fn holders(&self, credential: &str) -> Result<Vec<String>, Refusal> {
+        let name = credential.parse().map_err(super::inside)?;
+        let leases = self.store.leases_on(name).await.map_err(store_failed)?;
+        let names: BTreeSet<String> = leases.into_iter().map(|lease| lease.name).collect();
+        Ok(names.into_iter().take(NAMED).collect())
     }
 }
 

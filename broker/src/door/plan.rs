@@ -98,6 +98,7 @@ pub fn changes(
             name: (*id).clone(),
             details,
             leases: touched(scope),
+            holders: Vec::new(),
         });
     }
     if old.desired.hardened != new.desired.hardened {
@@ -108,6 +109,7 @@ pub fn changes(
             name: "hardened".to_owned(),
             details: vec![format!("hardened: {was} → {now}")],
             leases: all,
+            holders: Vec::new(),
         });
     }
     changes
@@ -229,6 +231,7 @@ fn compare<N: Ord + Display, C: PartialEq>(
             name: name.to_string(),
             details,
             leases: leases(name),
+            holders: Vec::new(),
         });
     }
 }

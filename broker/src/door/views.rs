@@ -1,8 +1,9 @@
 //! What operators can look at: workloads, leases, decisions, the audit log. Each look goes through
 //! policy and onto the record like any other act.
 
+use super::which::is_stuck;
 use super::{Door, Operator, lock, store_failed};
-use crate::store::{Lease, Source};
+use crate::store::{Lease, LeaseState, Source};
 use mayfly_wire::admin::{AuditReport, ExplainedPolicy, Explanation, LeaseFilter, LeaseInfo};
 use mayfly_wire::{Code, CredentialName, Evidence, PublishFailure, Refusal, WorkloadKey};
 use std::collections::BTreeMap;
@@ -169,6 +170,16 @@ impl Door {
             .map_err(store_failed)?
             .values()
             .sum())
+    }
+
+    /// How many leases should have ended, and could not be.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`].
+    pub async fn stuck_count(&self) -> Result<u64, Refusal> {
+        let ending = self.store.leases_in(LeaseState::Revoking).await;
+        let stuck = ending.map_err(store_failed)?.into_iter().filter(is_stuck);
+        Ok(stuck.count() as u64)
     }
 
     /// How many workloads of each node hold leases.

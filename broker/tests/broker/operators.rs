@@ -60,6 +60,29 @@ async fn what_is_wrong_is_told_whole_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_plan_names_those_whose_leases_it_touches() {
+    let dir = Dir::new();
+    let world = World::open(&dir.0).await;
+    world.put("orders/db", "sesame").await;
+    world.apply(two_services()).await;
+    let mut clients = Vec::new();
+    for number in 1..=7 {
+        let mut client = world.connect(&evidence("orders", number)).await.unwrap();
+        client.bundle().await;
+        clients.push(client);
+    }
+    let mut other = two_services();
+    other.credentials[0].ttl_seconds = 60;
+    let plan = world.broker.door.plan(&ROOT, other).await.unwrap();
+    let [change] = &plan.changes[..] else {
+        panic!("{plan:?}")
+    };
+    assert_eq!((change.name.as_str(), change.leases), ("orders-db", 7));
+    let named = [1, 2, 3, 4, 5].map(|number| format!("shop-orders-{number}"));
+    assert_eq!(change.holders, named);
+}
+
+#[tokio::test]
 async fn nobody_locks_themselves_out() {
     let dir = Dir::new();
     let world = World::open(&dir.0).await;

@@ -1,10 +1,11 @@
 //! `plan`, `apply` and `policy check`: configuration as a directory of files.
 
 use crate::client::Client;
-use crate::config;
+use crate::config::{self, Places};
 use crate::failure::Failure;
 use crate::output::{Out, clean, count, note};
-use mayfly_wire::admin::{Apply, ChangeAction, Desired, Plan, PolicyCheck, PolicyFile};
+use mayfly_wire::Code;
+use mayfly_wire::admin::{Apply, Change, ChangeAction, Desired, Plan, PolicyCheck, PolicyFile};
 use std::fmt::Write as _;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -31,8 +32,9 @@ A directory holds .toml files with credentials,
   subject = \"{name}\"
   ttl = \"5m\"
 
-and .cedar files with policies. `[policy] hardened = true` in one of the .toml files adds the
-stricter rules. Secret values never stand in it: see `mayfly kv put`.";
+and for engines with a server `[connection.NAME]` (docs/engines.md); and .cedar files with
+policies. `[policy] hardened = true` in one of the .toml files adds the stricter rules. Secret
+values never stand in it: see `mayfly kv put` and `mayfly connection set`.";
 
 /// Arguments of `plan`.
 #[derive(clap::Args)]
@@ -69,13 +71,13 @@ pub enum PolicyCommand {
 
 /// `mayfly plan`
 pub async fn plan(client: &Client, out: Out, args: &PlanArgs) -> Result<(), Failure> {
-    let (_, plan) = look(client, &args.file).await?;
+    let (_, _, plan) = look(client, &args.file).await?;
     out.show(&plan, plan_text)
 }
 
 /// `mayfly apply`
 pub async fn apply(client: &Client, out: Out, args: &ApplyArgs) -> Result<(), Failure> {
-    let (desired, plan) = look(client, &args.file).await?;
+    let (desired, places, plan) = look(client, &args.file).await?;
     if plan.changes.is_empty() {
         return out.show(&plan, plan_text);
     }
@@ -90,7 +92,7 @@ pub async fn apply(client: &Client, out: Out, args: &ApplyArgs) -> Result<(), Fa
             return Err(Failure::Failed("nothing was changed".into()));
         }
     }
-    let done = make_so(client, desired, Some(plan.base)).await?;
+    let done = make_so(client, desired, &places, Some(plan.base)).await?;
     out.show(&done, |done| {
         // Those who were asked have seen the changes already.
         let seen = if args.yes {
@@ -106,9 +108,21 @@ pub async fn apply(client: &Client, out: Out, args: &ApplyArgs) -> Result<(), Fa
 pub async fn make_so(
     client: &Client,
     desired: Desired,
+    places: &Places,
     base: Option<u64>,
 ) -> Result<Plan, Failure> {
-    client.post("/v1/apply", &Apply { desired, base }).await
+    let applied = client.post("/v1/apply", &Apply { desired, base }).await;
+    applied.map_err(|failure| placed(failure, places))
+}
+
+/// What the broker finds wrong with a configuration is a mistake like one that is found here.
+fn placed(failure: Failure, places: &Places) -> Failure {
+    match failure {
+        Failure::Refused(refusal) if refusal.code == Code::BadRequest => {
+            Failure::Config(places.tell(&refusal.message))
+        }
+        other => other,
+    }
 }
 
 /// `mayfly policy`
@@ -128,12 +142,13 @@ pub async fn policy(client: &Client, out: Out, command: PolicyCommand) -> Result
 }
 
 /// Reads the directory, has its policies checked, and compares it with what stands.
-async fn look(client: &Client, dir: &Path) -> Result<(Desired, Plan), Failure> {
-    let desired = config::read(dir)?;
+async fn look(client: &Client, dir: &Path) -> Result<(Desired, Places, Plan), Failure> {
+    let (desired, places) = config::read(dir)?;
     let check: PolicyCheck = check(client, &desired.policies).await?;
     problems(&check, dir)?;
-    let plan = client.post("/v1/plan", &desired).await?;
-    Ok((desired, plan))
+    let plan = client.post("/v1/plan", &desired).await;
+    let plan = plan.map_err(|failure| placed(failure, &places))?;
+    Ok((desired, places, plan))
 }
 
 async fn check(client: &Client, policies: &[PolicyFile]) -> Result<PolicyCheck, Failure> {
@@ -191,7 +206,7 @@ fn changes_text(plan: &Plan) -> String {
         };
         let mut details = change.details.clone();
         if change.leases > 0 {
-            details.push(format!("touches {}", count(change.leases, "live lease")));
+            details.push(touched(change));
         }
         let name = clean(&change.name);
         let line = format!(
@@ -203,6 +218,21 @@ fn changes_text(plan: &Plan) -> String {
         let _ = writeln!(text, "{}", line.trim_end());
     }
     text
+}
+
+/// Which leases a change concerns.
+fn touched(change: &Change) -> String {
+    let leases = count(change.leases, "live lease");
+    if change.holders.is_empty() {
+        return format!("touches {leases}");
+    }
+    let names = change.holders.join(", ");
+    let more = if change.leases > change.holders.len() as u64 {
+        format!(", …: mayfly leases --credential {}", change.name)
+    } else {
+        String::new()
+    };
+    format!("touches {leases} ({names}{more})")
 }
 
 fn summary(plan: &Plan) -> String {
@@ -227,7 +257,7 @@ fn summary(plan: &Plan) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mayfly_wire::admin::{Change, PolicyProblem};
+    use mayfly_wire::admin::PolicyProblem;
 
     fn change(action: ChangeAction, name: &str, details: &[&str], leases: u64) -> Change {
         Change {
@@ -236,6 +266,7 @@ mod tests {
             name: name.into(),
             details: details.iter().map(ToString::to_string).collect(),
             leases,
+            holders: Vec::new(),
         }
     }
 
@@ -259,6 +290,19 @@ mod tests {
             changes: vec![],
         };
         assert_eq!(plan_text(&nothing), "Nothing to change.");
+    }
+
+    #[test]
+    fn whom_a_change_concerns_is_told() {
+        let mut change = change(ChangeAction::Update, "billing", &[], 2);
+        assert_eq!(touched(&change), "touches 2 live leases");
+        change.holders = vec!["one".into(), "two".into()];
+        assert_eq!(touched(&change), "touches 2 live leases (one, two)");
+        change.leases = 9;
+        assert_eq!(
+            touched(&change),
+            "touches 9 live leases (one, two, …: mayfly leases --credential billing)"
+        );
     }
 
     #[test]

@@ -59,9 +59,13 @@ fn status_text(status: &Status) -> String {
     line(
         "Live",
         format!(
-            "{}, {}",
+            "{}, {}{}",
             count(status.leases, "lease"),
-            count(status.sessions, "session")
+            count(status.sessions, "session"),
+            match status.stuck {
+                0 => String::new(),
+                stuck => format!("; {stuck} stuck: mayfly leases --stuck"),
+            }
         ),
     );
     line("Audit", count(status.audit_seq, "record"));

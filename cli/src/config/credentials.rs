@@ -1,6 +1,7 @@
 //! One TOML file: its connections, its credentials, and its switches. A pure function from text; each
 //! mistake knows its line.
 
+use super::places;
 use mayfly_wire::admin::CredentialConfig;
 use mayfly_wire::engine::Span;
 use mayfly_wire::{ConnectionConfig, ConnectionName, CredentialName, EngineConfig, EngineKind};
@@ -28,6 +29,8 @@ pub struct File {
     pub credentials: Vec<CredentialConfig>,
     /// Whether `[policy]` says `hardened = true`.
     pub hardened: bool,
+    /// Where all of these stand.
+    pub sections: Vec<places::Section>,
 }
 
 /// One `[connection.NAME]`.
@@ -62,12 +65,14 @@ pub fn parse(text: &str) -> Result<File, Mistake> {
             ("credential", DeValue::Table(table)) => {
                 for (name, settings) in table {
                     let section = Section::of("credential", name, settings, text)?;
+                    file.sections.push(section.places());
                     file.credentials.push(section.credential()?);
                 }
             }
             ("connection", DeValue::Table(table)) => {
                 for (name, settings) in table {
                     let section = Section::of("connection", name, settings, text)?;
+                    file.sections.push(section.places());
                     file.connections.push(section.connection()?);
                 }
             }
@@ -119,6 +124,18 @@ impl<'a> Section<'a> {
             table,
             text,
         })
+    }
+
+    /// To be asked before anything is taken out of the table.
+    fn places(&self) -> places::Section {
+        let settings = self.table.keys();
+        places::Section {
+            title: format!("{} {}", self.kind, self.name.get_ref()),
+            heading: self.name.span(),
+            settings: settings
+                .map(|key| (key.get_ref().to_string(), key.span()))
+                .collect(),
+        }
     }
 
     fn at(&self, span: Range<usize>, message: &str) -> Mistake {
@@ -240,7 +257,7 @@ impl<'a> Section<'a> {
 }
 
 /// Counts from 1.
-fn line_of(text: &str, offset: usize) -> usize {
+pub fn line_of(text: &str, offset: usize) -> usize {
     let before = text.as_bytes().get(..offset).unwrap_or_default();
     1 + before.iter().filter(|byte| **byte == b'\n').count()
 }

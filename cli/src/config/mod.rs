@@ -2,11 +2,13 @@
 //! files in it are not read, so that a README can stand beside them.
 
 mod credentials;
+mod places;
 
 use crate::failure::Failure;
 use credentials::Connection;
 use mayfly_wire::ConnectionConfig;
 use mayfly_wire::admin::{Desired, PolicyFile};
+pub use places::Places;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
@@ -19,13 +21,15 @@ const MAX_FILE: u64 = 1024 * 1024;
 /// Most bytes of all files, so that the request fits what a broker takes.
 const MAX_ALL: usize = 4 * 1024 * 1024;
 
-/// Reads what a directory says.
-pub fn read(dir: &Path) -> Result<Desired, Failure> {
-    let mut desired = Desired::default();
+/// Reads what a directory says, and where.
+pub fn read(dir: &Path) -> Result<(Desired, Places), Failure> {
+    let (mut desired, mut places) = (Desired::default(), Places::default());
     let mut seen: BTreeMap<String, PathBuf> = BTreeMap::new();
     for (path, text) in files(dir, &["toml", "cedar"])? {
         if path.extension().is_some_and(|ending| ending == "cedar") {
-            desired.policies.push(policy_file(file_name(&path), text));
+            let name = file_name(&path);
+            desired.policies.push(policy_file(name.clone(), text));
+            places.add_policies(name, path);
             continue;
         }
         let file = parse(&path, &text)?;
@@ -47,8 +51,9 @@ pub fn read(dir: &Path) -> Result<Desired, Failure> {
             once("credential", credential.name.as_str())?;
             desired.credentials.push(credential);
         }
+        places.add(path, text, file.sections);
     }
-    Ok(desired)
+    Ok((desired, places))
 }
 
 /// Reads the certificates that a connection trusts. Their path is seen from the file that names it.
@@ -197,7 +202,7 @@ mod tests {
                 (".hidden.toml", "not read"),
             ],
         );
-        let desired = read(&dir.0).unwrap();
+        let (desired, _) = read(&dir.0).unwrap();
         assert_eq!(desired.credentials.len(), 1);
         assert_eq!(desired.policies[0].file, "b.cedar");
     }

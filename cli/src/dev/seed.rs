@@ -43,9 +43,9 @@ pub fn seed(place: &Place, args: &StartArgs) -> Result<String, Failure> {
         .map(look)
         .transpose()?
         .unwrap_or_default();
-    let mut desired = match &args.config {
+    let (mut desired, places) = match &args.config {
         Some(dir) => config::read(dir)?,
-        None => everything_to_ours(),
+        None => (everything_to_ours(), config::Places::default()),
     };
     for one in &found {
         if desired
@@ -78,7 +78,7 @@ pub fn seed(place: &Place, args: &StartArgs) -> Result<String, Failure> {
         for one in found {
             store(&client, &one).await?;
         }
-        plan::make_so(&client, desired, None).await
+        plan::make_so(&client, desired, &places, None).await
     })?;
     Ok(match (names.len(), &args.config) {
         (0, None) => "It has no credentials yet: --secrets DIR makes one of each file.".into(),

@@ -148,6 +148,7 @@ async fn what_cannot_be_ended_is_forgotten_on_record() {
         ..LeaseFilter::default()
     };
     assert_eq!(world.door.leases(&ROOT, &stuck).await.unwrap().len(), 1);
+    assert_eq!(world.door.stuck_count().await.unwrap(), 1);
     let forget = Revoke {
         which: stuck,
         all: false,
@@ -156,6 +157,7 @@ async fn what_cannot_be_ended_is_forgotten_on_record() {
     let done = end(world.door.revoke(&ROOT, forget).await.unwrap()).await;
     assert_eq!((done.done, done.failed), (1, 0));
     assert!(world.leases().await.is_empty());
+    assert_eq!(world.door.stuck_count().await.unwrap(), 0);
     assert_eq!(world.ends(), ["forgotten"]);
     let who = |event: &Event| {
         matches!(event, Event::Operator { operator, action, .. }
