@@ -86,6 +86,11 @@ pub fn url(opened: &Opened, scheme: Option<&str>, out: &mut Buffer) -> Result<()
     put_percent(out, opened.need("password")?)?;
     put(out, b"@")?;
     place(opened, out)?;
+    // RabbitMQ has virtual hosts and no databases.
+    if let Some(vhost) = opened.text("vhost")? {
+        put(out, b"/")?;
+        put_percent(out, vhost)?;
+    }
     sslmode(opened, "?", out)
 }
 
@@ -124,14 +129,22 @@ fn known_scheme<'a>(opened: &Opened, scheme: Option<&'a str>) -> Result<&'a str,
         "postgres" | "postgresql" => Ok("postgresql"),
         "mysql" => Ok("mysql"),
         "mariadb" => Ok("mariadb"),
+        "redis" if is_secured(opened, "rediss://")? => Ok("rediss"),
         "redis" => Ok("redis"),
         "mongodb" => Ok("mongodb"),
+        "amqp" | "rabbitmq" if is_secured(opened, "amqps://")? => Ok("amqps"),
         "amqp" | "rabbitmq" => Ok("amqp"),
         _ => Err(refuse(
             "type",
             "is of no kind that is known here; set `scheme`",
         )),
     }
+}
+
+/// Whether the credential's own `uri` demands TLS by its scheme, which must not get lost either.
+fn is_secured(opened: &Opened, scheme: &str) -> Result<bool, Refused> {
+    let uri = opened.text("uri")?;
+    Ok(uri.is_some_and(|uri| uri.starts_with(scheme)))
 }
 
 /// Host, port and database.
@@ -262,6 +275,31 @@ mod tests {
                     "{said} quotes a value"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn what_a_queue_or_a_cache_says_of_tls_and_its_host_does_not_get_lost() {
+        let of =
+            |kind: &'static str, uri: &'static str, more: Option<(&'static str, &'static str)>| {
+                let mut fields: Vec<(&str, &[u8])> = vec![
+                    ("host", b"q"),
+                    ("password", b"p"),
+                    ("type", kind.as_bytes()),
+                    ("uri", uri.as_bytes()),
+                    ("username", b"u"),
+                ];
+                fields.extend(more.map(|(name, value)| (name, value.as_bytes())));
+                text(Url, &fields).unwrap()
+            };
+        let vhost = Some(("vhost", "/"));
+        for (kind, uri, more, expected) in [
+            ("redis", "rediss://u:p@q", None, "rediss://u:p@q"),
+            ("redis", "redis://u:p@q", None, "redis://u:p@q"),
+            ("rabbitmq", "amqps://u:p@q", vhost, "amqps://u:p@q/%2F"),
+            ("rabbitmq", "amqp://u:p@q", None, "amqp://u:p@q"),
+        ] {
+            assert_eq!(of(kind, uri, more), expected);
         }
     }
 
