@@ -139,6 +139,9 @@ pub struct SealedCredential {
     pub lease: LeaseId,
     /// When it ends unless it is renewed: milliseconds since the Unix epoch.
     pub expires_at: u64,
+    /// When that is to be, or another is to take its place, likewise; 0 if nobody says.
+    #[serde(default)]
+    pub renews_at: u64,
     /// The shape of its files.
     pub layout: Layout,
     /// Its fields, sorted by name, sealed in this order.

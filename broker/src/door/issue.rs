@@ -137,11 +137,11 @@ impl<'a> Work<'a> {
             None => engine.issue(request).await,
         };
         let issued = issued.map_err(|error| (error.code(), error.to_string()))?;
-        let sealed = self.seal(config, &id, &issued, edition)?;
+        let due_at = due(now, issued.expires_at);
+        let sealed = self.seal(config, &id, &issued, (due_at, edition))?;
         if let Some(before) = before {
             self.end(&before, "replaced").await;
         }
-        let due_at = due(now, issued.expires_at);
         self.is_due(due_at);
         self.written.begins = true;
         self.written.ops.push(Op::LeaseInsert(Lease {
@@ -184,7 +184,8 @@ impl<'a> Work<'a> {
         let edition = engine.certifier().map(Certifier::edition);
         let issued = engine.reissue(config, &lease).await;
         let issued = issued.map_err(|error| (error.code(), error.to_string()))?;
-        let sealed = self.seal(config, &lease.id, &issued, edition)?;
+        let renews_at = lease.due_at.min(issued.expires_at);
+        let sealed = self.seal(config, &lease.id, &issued, (renews_at, edition))?;
         if issued.source != lease.source || issued.expires_at != lease.expires_at {
             self.record(Event::Renewed {
                 workload: lease.workload.clone(),
@@ -220,7 +221,7 @@ impl<'a> Work<'a> {
         config: &CredentialConfig,
         lease: &LeaseId,
         issued: &Issued,
-        edition: Option<u64>,
+        (renews_at, edition): (u64, Option<u64>),
     ) -> Result<Made, Missed> {
         let size: usize = issued.fields.values().map(mayfly_wire::Secret::len).sum();
         self.room = self.room.checked_sub(size).ok_or_else(|| {
@@ -240,6 +241,7 @@ impl<'a> Work<'a> {
             name: config.name.clone(),
             lease: lease.clone(),
             expires_at: issued.expires_at,
+            renews_at,
             layout: issued.layout,
             fields,
         };

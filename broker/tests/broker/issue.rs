@@ -20,7 +20,11 @@ async fn each_service_gets_its_own_and_nothing_else() {
         let bundle = client.bundle().await;
         assert_eq!(bundle.generation, 1);
         assert_eq!(bundle.credentials.len(), 1);
-        assert_eq!(bundle.credentials[0].layout, Layout::Value);
+        let given = &bundle.credentials[0];
+        assert_eq!(given.layout, Layout::Value);
+        // Two thirds of ten minutes.
+        let renewed_in = given.renews_at - bundle.now;
+        assert!((390_000..=400_000).contains(&renewed_in), "{renewed_in}");
         assert_eq!(client.open(&bundle)[&format!("{name}/value")], value);
     }
     let want = Some(vec!["web-key".parse().unwrap()]);

@@ -154,6 +154,7 @@ mod tests {
             name: name.parse().unwrap(),
             lease: lease.clone(),
             expires_at: 7,
+            renews_at: 0,
             layout: Layout::Fields,
             fields: fields
                 .iter()

@@ -98,6 +98,7 @@ fn bundle(request: &SessionRequest, generation: u64, value: &str) -> Bundle {
             name: "orders-db".parse().unwrap(),
             lease,
             expires_at: 1,
+            renews_at: 0,
             layout: Layout::Value,
             fields: vec![SealedField { name, sealed }],
         }],

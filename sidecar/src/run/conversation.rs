@@ -209,6 +209,9 @@ impl Runner<'_> {
         }
         self.look_for_awaited();
         self.generation = bundle.generation;
+        let renewals = bundle.credentials.iter().map(|one| one.renews_at);
+        let first = renewals.filter(|at| *at > 0).min();
+        self.renews_at = first.map(|at| session.clock().to_uptime(at));
         self.backoff.reset();
         self.complaint = None;
         self.failing_files = false;

@@ -85,6 +85,7 @@ pub async fn run(
         missing: String::new(),
         word: None,
         generation: 0,
+        renews_at: None,
         owed: Owed::new(&options.socket, log),
         stopped_for: BTreeSet::new(),
         watch: Watch::new(),
@@ -135,6 +136,8 @@ struct Runner<'a> {
     word: Option<acknowledge::Word>,
     /// The session's generation that was published last.
     generation: u64,
+    /// When the first of what it holds is to be renewed, in milliseconds of uptime.
+    renews_at: Option<u64>,
     /// What the broker must hear of what has ended.
     owed: Owed,
     /// What has expired that the application is being stopped for.

@@ -20,6 +20,10 @@ impl Runner<'_> {
         self.status.items = items.collect();
         let ends = self.status.items.iter().filter(|item| !item.stale);
         self.status.next_expiry_ms = ends.map(|item| item.expires_at_ms).min();
+        self.status.next_renewal_ms = self
+            .renews_at
+            .filter(|_| !self.status.items.is_empty())
+            .map(|at| self.publisher.wall(at));
         self.status.generation = self.publisher.current().map(str::to_owned);
         self.status.acknowledging = self.word.is_some();
         self.status.unacknowledged = self.word == Some(Word::Late);

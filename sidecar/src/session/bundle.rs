@@ -216,6 +216,7 @@ mod tests {
             name: name.parse().unwrap(),
             lease: LeaseId::from_random([1; 16]),
             expires_at: 1,
+            renews_at: 0,
             layout,
             fields: fields
                 .iter()

@@ -126,6 +126,11 @@ fn in_words(found: &Found, place: &Value, faults: &[String], now: u64) -> String
         "generation  {generation}{}",
         age.unwrap_or_default()
     ));
+    if let Some(at) = status.next_renewal_ms {
+        let left = at.checked_sub(now).map(|left| format!("in {}", span(left)));
+        let left = left.unwrap_or_else(|| "due".to_owned());
+        lines.push(format!("renewal     {left}"));
+    }
     for item in &status.items {
         let end = match (item.stale, item.expires_at_ms.checked_sub(now)) {
             (true, _) => "stale".to_owned(),

@@ -38,6 +38,9 @@ pub struct Status {
     pub changed_at_ms: Option<u64>,
     /// When the first of its items ends unless it is renewed.
     pub next_expiry_ms: Option<u64>,
+    /// When the first of them is to be renewed, as the broker says.
+    #[serde(default)]
+    pub next_renewal_ms: Option<u64>,
     /// What is published.
     pub items: Vec<Published>,
     /// What was asked for and is not granted or not to be had, and why.

@@ -258,6 +258,7 @@ impl Sealing {
             name: given.name.parse().unwrap(),
             lease: lease.clone(),
             expires_at: given.expires_at,
+            renews_at: given.expires_at.saturating_sub(1_200_000),
             layout: given.layout,
             fields: given
                 .fields

@@ -41,6 +41,8 @@ fn the_status_says_how_it_stands_and_nothing_secret() {
     let (words, code) = sandbox.ask(&["status"]);
     assert_eq!(code, 0, "{words}");
     assert!(words.contains("running, connected") && words.contains("item        db  expires in"));
+    // An hour but twenty minutes, as the broker says.
+    assert!(words.contains("renewal     in 39m") || words.contains("renewal     in 40m"));
     assert!(!(words + &status.to_string() + &sidecar.log()).contains("hush"));
     peer.bundle_without(&[value("a", "t0p-hush")], "db", Code::Denied);
     peer.acknowledged();

@@ -83,6 +83,7 @@ fn node(stream: UnixStream) -> Result<()> {
         name: "db".parse()?,
         lease,
         expires_at: 0,
+        renews_at: 0,
         layout: Layout::Fields,
         fields: vec![SealedField { name, sealed }],
     };
