@@ -33,8 +33,8 @@ const EXAMPLE: &str = r#"Example of a configuration file:
 
   [broker]
   addresses = ["broker-1.example:7443", "broker-2.example:7443"]
-  ca = "/etc/mayfly/ca.pem"
-  certificate = "/etc/mayfly/node.pem"            # carries the node's name
+  ca = "/etc/mayfly/ca.crt"                       # these three: mayfly node add NAME --out DIR
+  certificate = "/etc/mayfly/node.crt"            # carries the node's name
   key = "/etc/mayfly/node.key"
 
 Containers bind-mount the socket's directory, read-only:
