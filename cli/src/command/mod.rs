@@ -40,6 +40,9 @@ pub fn run(args: Args, environment: Environment) -> Result<ExitCode, Failure> {
     if let Command::Dev(dev) = args.command {
         return dev::run(dev, out, &Programs::new(environment.path));
     }
+    // What passes through must not reach the swap. Where the limit does not allow that, it is here for a
+    // moment only. Not for `dev`, whose container's first process gives up what makes it possible.
+    let _ = mayfly_kernel::memory::lock_all();
     let socket = args
         .socket
         .or(environment.socket)

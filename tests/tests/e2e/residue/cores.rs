@@ -45,7 +45,7 @@ fn leaves_none(cores: &Cores, what: &str, pid: i32, crash: Crash) -> Result<()> 
 }
 
 /// The admin program, waiting for a value.
-fn mayfly(broker: &Broker) -> Result<Child> {
+pub fn mayfly(broker: &Broker) -> Result<Child> {
     let mut command = broker.mayfly()?;
     command.args(["kv", "put", "e2e/never", "-"]);
     let child = command

@@ -77,12 +77,19 @@ fn the_sidecar_locks_what_it_may_and_outlives_every_limit() -> Result<()> {
 }
 
 #[test]
-fn broker_and_node_lock_all_that_they_have() -> Result<()> {
+fn broker_node_and_the_admin_program_lock_all_that_they_have() -> Result<()> {
     let (broker, address) = super::super::resilience::node::broker_for_nodes()?;
     let node = Node::start(&broker, &address, "locked-node-1")?;
     for (what, pid) in [("broker", broker.pid()?), ("node", node.pid()?)] {
         let locked = locked(pid)?;
         ensure!(locked > 4096, "{what}: {locked} KiB are locked");
     }
-    Ok(())
+    let mut admin = super::cores::mayfly(&broker)?;
+    let pid = admin.id().cast_signed();
+    let locks = wait_until(SOON, "the admin program to lock its memory", || {
+        Ok((locked(pid)? > 1024).then_some(()))
+    });
+    admin.kill()?;
+    admin.wait()?;
+    locks
 }
