@@ -1,8 +1,8 @@
-//! From made to active. Leases of one workload that are ready at the same time become active together:
-//! its turn is taken once for all of them, and they share a commit.
+//! From made to active, by way of the record. Leases of one workload that are ready at the same time go
+//! together: its turn is taken once for all of them, and they share a write of the log and a commit.
 
 use super::create::Stop;
-use super::{Door, ended, lock};
+use super::{Door, all, ended, lock};
 use crate::store::{Lease, LeaseState, Op, StoreError};
 use crate::trial::Step;
 use mayfly_wire::WorkloadKey;
@@ -15,10 +15,12 @@ use tokio::sync::{oneshot, watch};
 #[derive(Default)]
 pub struct Activations(Mutex<HashMap<WorkloadKey, Vec<Waiting>>>);
 
-/// A lease that is made and on record.
+/// A lease that is made.
 pub struct Ready {
     /// As it shall be.
     pub active: Lease,
+    /// What must be on record first.
+    pub issued: Event,
     /// How long what it takes the place of is still good, in milliseconds.
     pub grace: u64,
     /// What stores it, and its workload where that is not stored already.
@@ -38,7 +40,7 @@ struct Prepared {
     ops: Vec<Op>,
     /// What it takes the place of, if that has an account, and until when that is good.
     retired: Option<Lease>,
-    event: Option<Event>,
+    events: Vec<Event>,
 }
 
 impl Door {
@@ -57,42 +59,52 @@ impl Door {
             done = &mut answer => return done.map_err(gone)?,
             turn = self.locks.turn(&workload) => turn,
         };
-        let all = lock(&self.activations.0).remove(&workload);
-        self.activate_all(all.unwrap_or_default()).await;
+        let ready = lock(&self.activations.0).remove(&workload);
+        self.activate_all(ready.unwrap_or_default()).await;
         answer.await.map_err(gone)?
     }
 
     /// Makes leases of one workload active, whose turn the caller has.
-    async fn activate_all(&self, all: Vec<Waiting>) {
-        let mut prepared = Vec::with_capacity(all.len());
-        for waiting in all {
+    async fn activate_all(&self, ready: Vec<Waiting>) {
+        let mut prepared = Vec::with_capacity(ready.len());
+        for waiting in ready {
             match self.prepare(&waiting.ready).await {
-                Ok((ops, retired, event)) => prepared.push(Prepared {
+                Ok((ops, retired, events)) => prepared.push(Prepared {
                     waiting,
                     ops,
                     retired,
-                    event,
+                    events,
                 }),
                 Err(stop) => tell(waiting, Err(stop)),
             }
         }
-        let events = prepared.iter_mut().filter_map(|one| one.event.take());
-        if let Err(refusal) = self.record_all(events.collect()).await {
-            for one in prepared {
-                let stop = Stop::Failed(refusal.code, refusal.to_string());
-                tell(one.waiting, Err(stop));
+        let events = prepared
+            .iter_mut()
+            .map(|one| std::mem::take(&mut one.events));
+        let records = all(events.map(|events| self.record_all(events)).collect()).await;
+        let mut recorded = Vec::with_capacity(prepared.len());
+        for (one, record) in prepared.into_iter().zip(records) {
+            match record {
+                Ok(()) => recorded.push(one),
+                Err(refusal) => {
+                    let stop = Stop::Failed(refusal.code, refusal.to_string());
+                    tell(one.waiting, Err(stop));
+                }
             }
+        }
+        if recorded.is_empty() {
             return;
         }
-        let together = prepared.iter().flat_map(|one| one.ops.clone()).collect();
+        self.fault.reached(Step::Recorded);
+        let together = recorded.iter().flat_map(|one| one.ops.clone()).collect();
         let committed = self.store.commit(together).await;
         // One that cannot be must not keep the others from it.
-        let apart = prepared.len() > 1
+        let apart = recorded.len() > 1
             && matches!(
                 committed,
                 Err(StoreError::Conflict(_) | StoreError::NotFound(_))
             );
-        for one in prepared {
+        for one in recorded {
             let stored = if apart {
                 self.store.commit(one.ops).await
             } else {
@@ -105,11 +117,8 @@ impl Door {
         }
     }
 
-    /// What makes one active, and what it takes the place of.
-    async fn prepare(
-        &self,
-        ready: &Ready,
-    ) -> Result<(Vec<Op>, Option<Lease>, Option<Event>), Stop> {
+    /// What makes one active, what it takes the place of, and the records of both.
+    async fn prepare(&self, ready: &Ready) -> Result<(Vec<Op>, Option<Lease>, Vec<Event>), Stop> {
         let Ready { active, grace, .. } = ready;
         // Whoever gave it up has seen its plan, or its own task sees to it.
         if *ready.cancelled.borrow() || self.is_dead(&active.workload) {
@@ -117,7 +126,8 @@ impl Door {
         }
         let place = (active.workload.clone(), active.credential.clone());
         let old = self.store.lease_of(place.0, place.1).await?;
-        let (mut ops, mut retired, mut event) = (Vec::new(), None, None);
+        let (mut ops, mut retired) = (Vec::new(), None);
+        let mut events = vec![ready.issued.clone()];
         if let Some(old) = old {
             if old.source.has_target() {
                 let until = self.now_ms().saturating_add(*grace).min(old.expires_at);
@@ -130,12 +140,12 @@ impl Door {
                 ops.push(Op::LeaseUpdate(old.clone()));
                 retired = Some(old);
             } else {
-                event = Some(ended(&old, "replaced"));
+                events.push(ended(&old, "replaced"));
                 ops.push(Op::LeaseEnd(old.id));
             }
         }
         ops.extend(ready.ops.iter().cloned());
-        Ok((ops, retired, event))
+        Ok((ops, retired, events))
     }
 
     /// It is, on disk.

@@ -247,7 +247,7 @@ impl Door {
         now.is_some_and(|now| now.engine == config.engine)
     }
 
-    /// From planned to active.
+    /// From planned to ready, and then active.
     async fn finish(
         self: &Arc<Self>,
         ticket: &mut Ticket,
@@ -266,7 +266,7 @@ impl Door {
             made.ok_or(Stop::Cancelled)??;
             self.fault.reached(Step::Made);
         }
-        let event = Event::Issued {
+        let issued = Event::Issued {
             who: who(&order.evidence),
             credential: config.name.clone(),
             lease: lease.id.clone(),
@@ -274,10 +274,6 @@ impl Door {
             policies: order.policies.clone(),
             again: false,
         };
-        let recorded = self.record(event).await;
-        recorded.map_err(|refusal| Stop::Failed(refusal.code, refusal.to_string()))?;
-        self.fault.reached(Step::Recorded);
-
         let active = Lease {
             state: LeaseState::Active,
             due_at: due(lease.issued_at, lease.expires_at),
@@ -293,6 +289,7 @@ impl Door {
         };
         let ready = Ready {
             active,
+            issued,
             grace: config
                 .grace_seconds
                 .unwrap_or(GRACE_SECONDS)

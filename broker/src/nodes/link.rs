@@ -33,6 +33,10 @@ const CONNECTIONS: usize = 4096;
 const RESETS: usize = 1024;
 /// Most requests at once on one connection: its sessions, and a few more.
 const STREAMS: u32 = 16 * 1024;
+/// What a node still sends for sessions that are over, before its connection is made anew with all that
+/// its workloads have. It is counted for the connection's whole life, and each is answered with some
+/// hundred bytes, which wait in memory until the node reads them.
+const LATE: usize = 64 * 1024;
 /// For the TLS handshake, and for the first line of a session.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a node may take to read one message.
@@ -108,9 +112,7 @@ async fn connection(
         .initial_connection_window_size(1024 * 1024)
         .keep_alive_interval(Some(PATIENCE))
         .keep_alive_timeout(PATIENCE)
-        // What a node still sends for sessions that are over counts for the whole life of a connection
-        // that all its workloads share; how many are open is limited apart.
-        .max_local_error_reset_streams(None)
+        .max_local_error_reset_streams(Some(LATE))
         .max_pending_accept_reset_streams(RESETS)
         .serve_connection(TokioIo::new(stream), service)
         .await?;

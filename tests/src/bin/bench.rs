@@ -1,15 +1,24 @@
 //! `make bench`: takes the figures of docs/design.md section 11, as root.
 //!
-//! Usage: `bench [--quick] [--only FIGURE]… [--check]`. The figures go to standard output and to
-//! `target/bench.jsonl`, one JSON object a line; what goes on, and how the figures stand to their
-//! budgets, to standard error. With `--check` a budget that is not kept is an exit status of 1.
-//! docs/benchmarks.md says more.
+//! The figures go to standard output and to `target/bench.jsonl`, one JSON object a line; what goes on,
+//! and how the figures stand to their budgets, to standard error. docs/benchmarks.md says more.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use mayfly_tests::bench::{self, Options, Report, inside};
 use tracing_subscriber::filter::LevelFilter;
+
+const USAGE: &str = "\
+Usage: bench [--quick] [--only FIGURE]... [--check]
+
+  --quick        fewer samples
+  --only FIGURE  only what measures the figures whose names begin so
+  --check        exit with 1 if a budget is not kept
+
+Example: make bench BENCH=\"--quick --only sessions\"
+";
 
 fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -29,6 +38,10 @@ fn main() -> Result<ExitCode> {
                     .next()
                     .context("--only: expected the name of a figure")?;
                 options.only.push(figure.to_string());
+            }
+            "--help" | "-h" => {
+                std::io::stdout().write_all(USAGE.as_bytes())?;
+                return Ok(ExitCode::SUCCESS);
             }
             other => bail!("expected --quick, --only FIGURE or --check, found {other:?}"),
         }

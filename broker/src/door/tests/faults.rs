@@ -6,7 +6,9 @@ use super::world::*;
 use crate::clock::{Clock, Mark, SystemClock};
 use crate::store::{LeaseState, Op};
 use crate::testing::TempDir;
-use mayfly_wire::admin::{LeaseFilter, Revoke, Rotate};
+use mayfly_wire::Code;
+use mayfly_wire::admin::{LeaseFilter, PolicyFile, Revoke, Rotate};
+use mayfly_wire::audit::Event;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -193,4 +195,45 @@ async fn killed_while_leases_follow_the_clock_none_is_longer_for_it() {
     assert!(timeout(Duration::from_secs(1), killed).await.is_err());
     let world = open(300_000, LATER + 100_000, None).await;
     assert_eq!(world.leases().await[0].expires_at, LATER + 400_000);
+}
+
+/// The record names the policies that allow it: of so many it is longer than a record may be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_cannot_go_on_record_is_given_to_nobody_and_removed() {
+    let world = World::new().await;
+    let mut many = desired(vec![db("db", 600), db("db-2", 600)]);
+    let policies = (0..2_600).map(|number| {
+        format!(
+            "@id(\"{number:-<99}\") permit (principal is Mayfly::Workload, action == \
+             Mayfly::Action::\"issue\", resource == Mayfly::Credential::\"db\");\n"
+        )
+    });
+    many.policies.push(PolicyFile {
+        file: "many.cedar".into(),
+        text: policies.collect(),
+    });
+    world.try_apply(many).await.unwrap();
+    let mut client = world.connect(1).await.unwrap();
+    let bundle = client.bundle().await;
+    assert_eq!(missing(&bundle), [("db", Code::Unavailable)]);
+    // What was made beside it is none the worse for it.
+    assert_eq!(names(&bundle), ["db-2"]);
+    until("both were made", || world.target.made() > 1).await;
+    world.settled().await;
+    assert_eq!(world.target.accounts().len(), 1);
+    let issued = || {
+        let events = world.records().into_iter().filter_map(|event| match event {
+            Event::Issued { credential, .. } => Some(credential.to_string()),
+            _ => None,
+        });
+        events.collect::<Vec<_>>()
+    };
+    assert_eq!(issued(), ["db-2"]);
+    let ends = world.ends();
+    assert!(ends.iter().all(|reason| reason == "never issued") && !ends.is_empty());
+
+    world.apply(vec![db("db", 600), db("db-2", 600)]).await;
+    assert_eq!(names(&client.bundle().await), ["db", "db-2"]);
+    world.settled().await;
+    assert_eq!(issued(), ["db-2", "db"]);
 }

@@ -5,9 +5,9 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use mayfly_tests::harness::{
-    Bare, BareOptions, Broker, BrokerOptions, Guard, Realm, log_path, output, random_text,
+    Bare, BareOptions, Broker, BrokerOptions, Guard, Realm, TempDir, log_path, output, random_text,
     wait_until,
 };
 use nix::sys::signal::Signal;
@@ -16,6 +16,7 @@ use super::app::{self, App, SOON};
 use super::node::{Node, broker_for_nodes};
 
 const FLOOD: &str = include_str!("flood.py");
+const NONSENSE: &str = include_str!("nonsense.py");
 const SECONDS: &str = "6";
 /// What nobody may wait for longer while others flood, also on a busy machine of two cores.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -287,4 +288,28 @@ fn garbage_on_the_node_link_does_not_keep_nodes_out() -> Result<()> {
     let lines = broker.log().lines().count();
     ensure!(lines < 500, "the flood made {lines} lines of log");
     Ok(())
+}
+
+/// What a node is answered stays in memory until the node reads it.
+#[test]
+fn a_node_that_asks_for_nonsense_and_reads_nothing_is_cut_off() -> Result<()> {
+    let (broker, address) = broker_for_nodes()?;
+    let node = Node::start(&broker, &address, "resilience-node-4")?;
+    app::kv_credentials(&broker, &["first".into()], "")?;
+    app::put(&broker, "first", b"value 0")?;
+    let app = App::start(&node.workload_dir(), "")?;
+    let before = Before::of("the broker", broker.pid()?)?;
+    let dir = TempDir::new()?;
+    let keys = dir.join("keys");
+    let keys = keys.to_str().context("no text")?;
+    broker.cli(&["node", "add", "resilience-node-5", "--out", keys])?;
+    let mut hostile = Command::new("python3");
+    hostile.args(["-c", NONSENSE, &address, keys, SECONDS]);
+    let hostile = std::thread::spawn(move || output(&mut hostile));
+    victim(&broker, &app, || !hostile.is_finished())?;
+    let said = hostile.join().map_err(|_| anyhow!("a panic"))??;
+    println!("{}", said.trim_end());
+    ensure!(said.contains(" cut off"), "{said}");
+    ensure!(!said.contains("not cut off"), "{said}");
+    before.after()
 }
