@@ -33,9 +33,8 @@ const CONNECTIONS: usize = 4096;
 const RESETS: usize = 1024;
 /// Most requests at once on one connection: its sessions, and a few more.
 const STREAMS: u32 = 16 * 1024;
-/// What a node still sends for sessions that are over, before its connection is made anew with all that
-/// its workloads have. It is counted for the connection's whole life, and each is answered with some
-/// hundred bytes, which wait in memory until the node reads them.
+/// What a node may still send for sessions that are over, as some always comes too late. It is counted
+/// for the whole life of a connection that all its workloads share, which is made anew then.
 const LATE: usize = 64 * 1024;
 /// For the TLS handshake, and for the first line of a session.
 const PATIENCE: Duration = Duration::from_secs(10);
