@@ -18,13 +18,13 @@ const SOON: u64 = 200;
 /// Leases that are made due in one commit.
 const TOGETHER: usize = 512;
 
-/// Leases that are being renewed, or ended once more, by this process.
+/// Leases that this process does something with, one task at a time.
 #[derive(Default)]
-pub struct Renewing(Mutex<HashSet<LeaseId>>);
+pub struct Busy(Mutex<HashSet<LeaseId>>);
 
-struct Only<'a>(&'a Renewing, LeaseId);
+struct Only<'a>(&'a Busy, LeaseId);
 
-impl Renewing {
+impl Busy {
     fn begin(&self, lease: &LeaseId) -> Option<Only<'_>> {
         let is_first = lock(&self.0).insert(lease.clone());
         is_first.then(|| Only(self, lease.clone()))
@@ -138,10 +138,12 @@ impl Door {
         let result = match lease.state {
             LeaseState::Revoking => {
                 // Its target recovers with the answer to it, and then it is due once more, before its
-                // end is on record.
-                let only = self.renewing.begin(&lease.id);
-                if only.is_some() && !matches!(self.still(&lease).await, Ok(None)) {
-                    self.revoke_again(&lease).await;
+                // end is on record. Who only renews it, or has just found that it must end, does not
+                // count: it would be left to them for as long as it is claimed.
+                match self.ending.begin(&lease.id) {
+                    Some(_only) if matches!(self.still(&lease).await, Ok(None)) => {}
+                    Some(_only) => self.revoke_again(&lease).await,
+                    None => self.postpone(&lease, AGAIN).await,
                 }
                 return Ok(Renewal::Nothing);
             }

@@ -48,7 +48,7 @@ use crate::store::{Lease, Store, StoreError};
 use crate::trial::Fault;
 use activate::Activations;
 use creations::Creations;
-use due::Renewing;
+use due::Busy;
 use known::{Locks, Recent, Tombs};
 use lanes::Lanes;
 use mayfly_wire::audit::{Event, Who};
@@ -123,7 +123,9 @@ pub struct Door {
     /// What is made, and not active yet.
     activations: Activations,
     /// What is being renewed.
-    renewing: Renewing,
+    renewing: Busy,
+    /// What is being ended once more.
+    ending: Busy,
     /// What another took the place of.
     retiring: Retiring,
     /// What operators took away.
@@ -175,7 +177,8 @@ impl Door {
             lanes: Lanes::default(),
             creations: Creations::default(),
             activations: Activations::default(),
-            renewing: Renewing::default(),
+            renewing: Busy::default(),
+            ending: Busy::default(),
             retiring: Retiring::default(),
             barred: Barred::default(),
             rotations: Mutex::default(),
