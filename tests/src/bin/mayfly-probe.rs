@@ -80,7 +80,7 @@ fn session(socket: &Path, names: &[&str]) -> Result<()> {
     const LONG: Duration = Duration::from_secs(3600);
     let code = |code: Code| serde_json::to_string(&code).map(|text| text.replace('"', ""));
     let stream = UnixStream::connect(socket).context("connecting")?;
-    let mut session = match Session::attempt(stream, names, Duration::from_secs(10))? {
+    let mut session = match Session::attempt(stream, names, Duration::from_secs(30))? {
         Opened::Session(session) => session,
         Opened::Refused(refusal) => return print_line(&format!("refused {}", code(refusal.code)?)),
     };

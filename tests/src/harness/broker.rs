@@ -64,7 +64,7 @@ impl Broker {
     /// Starts one in a realm and waits until both sockets answer.
     ///
     /// # Errors
-    /// When it has not been built, or is not ready within 30 seconds.
+    /// When it has not been built, or is not ready within a minute.
     pub fn start(realm: &'static Realm, options: BrokerOptions) -> Result<Self> {
         let dir = TempDir::new()?;
         for name in ["state", "run", "admin"] {
@@ -118,7 +118,7 @@ impl Broker {
             bail!("the broker does not run")
         };
         wait_until(
-            Duration::from_secs(30),
+            Duration::from_secs(60),
             "the broker's sockets to answer",
             || {
                 if process.exited()?.is_some() {
@@ -160,7 +160,7 @@ impl Broker {
     /// Ends it with SIGTERM.
     ///
     /// # Errors
-    /// When it does not run, or has not ended after 10 seconds.
+    /// When it does not run, or has not ended after 30 seconds.
     pub fn stop(&mut self) -> Result<()> {
         self.end(Signal::SIGTERM)
     }
@@ -170,7 +170,7 @@ impl Broker {
             bail!("the broker does not run")
         };
         process.signal(signal)?;
-        process.wait(Duration::from_secs(10)).map(drop)
+        process.wait(Duration::from_secs(30)).map(drop)
     }
 
     /// Waits for an end that it comes to by itself, and gives its exit status: 128 and the signal when one

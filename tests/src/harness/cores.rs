@@ -13,7 +13,7 @@ use super::guard::Guard;
 use super::temp::TempDir;
 use super::wait::wait_until;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 /// How the kernel is told to keep a core dump (core(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl Cores {
     /// Waits for the dump of a process that crashes.
     ///
     /// # Errors
-    /// When there is none after 10 seconds.
+    /// When there is none after 30 seconds.
     pub fn wait_for(&self, pid: i32) -> Result<Vec<u8>> {
         wait_until(SOON, &format!("a core dump of pid {pid}"), || self.of(pid))
     }

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::broker::Broker;
 use super::wait::random_text;
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Resident memory in KiB (proc_pid_status(5)).
 ///
@@ -78,7 +78,7 @@ fn worked(pid: i32) -> Result<Duration> {
 /// waits for each until its file under `dir` holds it: as many generations.
 ///
 /// # Errors
-/// When a value is refused, or does not come within 10 seconds.
+/// When a value is refused, or does not come within 30 seconds.
 pub fn rotate(
     broker: &Broker,
     dir: &Path,

@@ -57,7 +57,7 @@ impl Docker {
     /// Starts one more engine, which ends when it is dropped.
     ///
     /// # Errors
-    /// When it is not ready within 30 seconds.
+    /// When it is not ready within two minutes.
     pub fn start(realm: &'static Realm) -> Result<Self> {
         let id = random_text(8)?;
         let dir = std::env::temp_dir().join(format!("mayfly-docker-{id}"));
@@ -74,7 +74,7 @@ impl Docker {
         let _ = std::fs::remove_file(&log);
         let engine = Guard::spawn(&command, &log, Signal::SIGTERM, 40)?;
         let mut docker = Self { realm, dir, engine };
-        let ready = wait_until(Duration::from_secs(30), "dockerd to answer", || {
+        let ready = wait_until(Duration::from_secs(120), "dockerd to answer", || {
             if docker.engine.exited()?.is_some() {
                 return Ok(Some(Err(docker.engine.failure("dockerd to stay up"))));
             }

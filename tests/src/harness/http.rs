@@ -52,11 +52,11 @@ impl Reply {
 }
 
 impl Http {
-    /// A client that waits 10 seconds at most for anything.
+    /// A client that waits 30 seconds at most for anything.
     pub fn new(socket: impl AsRef<Path>) -> Self {
         Self {
             socket: socket.as_ref().to_path_buf(),
-            limit: Duration::from_secs(10),
+            limit: Duration::from_secs(30),
         }
     }
 

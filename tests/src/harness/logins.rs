@@ -12,6 +12,8 @@ use nix::sys::stat::Mode;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::{Config, NoTls};
 
+use super::reader::READABLE;
+
 /// Threads that log in.
 const THREADS: u32 = 8;
 /// Logins a second, of all threads.
@@ -46,15 +48,20 @@ fn again_and_again(socket: &str, port: u16, credential: &Path, stop: &Path) -> R
     let pace = Duration::from_secs(1) * THREADS / RATE;
     let (mut count, mut next) = (0, Instant::now());
     while !stop.exists() {
-        let read_at = now()?;
-        let (user, password) = read(credential)?;
+        let (read_at, reading) = (now()?, Instant::now());
+        let found = read(credential);
+        // Who was kept from running for as long reads again: it may have found what was replaced, and wiped.
+        if reading.elapsed() >= READABLE {
+            continue;
+        }
+        let (user, password) = found?;
         let mut config = Config::new();
         config.host_path(socket).port(port).dbname("postgres");
         config
             .user(&user)
             .password(password)
             .ssl_mode(SslMode::Disable);
-        config.connect_timeout(Duration::from_secs(10));
+        config.connect_timeout(Duration::from_secs(30));
         count += 1;
         // The connection ends as it is dropped.
         if let Err(error) = runtime.block_on(config.connect(NoTls)) {

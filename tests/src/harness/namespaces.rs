@@ -76,7 +76,7 @@ impl Bare {
     /// Starts one that runs `command` as its process 1.
     ///
     /// # Errors
-    /// When it is not up within 10 seconds: it needs root.
+    /// When it is not up within 30 seconds: it needs root.
     pub fn run(realm: &Realm, options: &BareOptions, command: &[&str]) -> Result<Self> {
         let id = random_text(8)?;
         let name = if options.cgroup.is_empty() {
@@ -118,7 +118,7 @@ impl Bare {
 
         let log = log_path(&format!("bare-{id}"))?;
         let mut parent = Guard::spawn(&unshare, &log, Signal::SIGKILL, 0)?;
-        let pid = wait_until(Duration::from_secs(10), "a bare container", || {
+        let pid = wait_until(Duration::from_secs(30), "a bare container", || {
             let text = parent.log();
             if text.lines().any(|line| line == "bare: ready") {
                 return Ok(Some(pid_in(&text)));
@@ -213,7 +213,7 @@ impl Drop for Bare {
         // Its init first, so that its parent reaps it. Once the parent is gone the pid may be
         // somebody else's.
         if matches!(self.parent.exited(), Ok(None)) && self.kill().is_ok() {
-            let _ = self.wait(Duration::from_secs(5));
+            let _ = self.wait(Duration::from_secs(30));
         }
     }
 }

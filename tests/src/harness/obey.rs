@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use mayfly_kernel::{caps, seccomp};
@@ -25,7 +25,7 @@ use super::session::{Opened, Session};
 use super::wait::{random_text, wait_until};
 
 /// How long the inside waits for any answer.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 /// The user and the group of someone without power.
 const ORDINARY: u32 = 1000;
 
@@ -355,13 +355,21 @@ impl Agent {
         self.tell(&format!("get /v1/credentials/{credential}/value"))
     }
 
-    /// Connects, and asks for a credential.
+    /// Connects, and asks for a credential; again, when it is told to come again, as everybody is while the
+    /// container engine is slow.
     ///
     /// # Errors
     /// When there is no answer.
     pub fn ask(&mut self, credential: &str) -> Result<String> {
-        self.connect()?;
-        self.get(credential)
+        let begun = Instant::now();
+        loop {
+            self.connect()?;
+            let answer = self.get(credential)?;
+            if !answer.starts_with("503 ") || begun.elapsed() > SOON {
+                return Ok(answer);
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
     }
 
     /// Its pid, in the host's pid namespace.
@@ -408,7 +416,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         drop(self.input.take());
-        let ended = wait_until(Duration::from_secs(2), "its end", || {
+        let ended = wait_until(Duration::from_secs(5), "its end", || {
             Ok(self.child.try_wait()?)
         });
         if ended.is_err() {

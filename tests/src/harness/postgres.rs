@@ -3,6 +3,7 @@
 //! It uses nothing but the standard library, so that the broker's own tests can take it in as well.
 
 use std::io::{self, Error, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 /// Ends the server when its standard input ends, whatever ends the test.
 const GUARD: &str = r#""$@" & server=$!; read -r _; kill -QUIT "$server"; wait "$server""#;
 /// How long it may take to start.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(120);
 
 /// A running server. It ends, and its data goes, when this is dropped.
 #[derive(Debug)]
@@ -216,7 +217,7 @@ impl PostgresServer {
             .env("PGUSER", user)
             .env("PGDATABASE", "postgres")
             .env("PGPASSWORD", password)
-            .env("PGCONNECT_TIMEOUT", "10");
+            .env("PGCONNECT_TIMEOUT", "30");
         Ok(tool)
     }
 
@@ -286,8 +287,14 @@ fn owner() -> io::Result<(u32, u32)> {
     ids.ok_or_else(|| Error::other("expected a user postgres: run tests/setup"))
 }
 
+/// Free, and nobody is given it meanwhile who asks the kernel for any port: a connection has just ended
+/// there. Who asks for this one with SO_REUSEADDR, as the server does, gets it.
 fn free_port() -> io::Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?
-        .local_addr()?
-        .port())
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let address = listener.local_addr()?;
+    let client = TcpStream::connect(address)?;
+    // The side that ends first is the one that lingers (TIME_WAIT).
+    drop(listener.accept()?);
+    drop(client);
+    Ok(address.port())
 }

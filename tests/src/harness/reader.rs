@@ -12,10 +12,10 @@ use nix::sys::stat::Mode;
 
 /// How long a replaced set stays readable, less what it takes to read two files. Who was kept from
 /// running for longer than this may find zeros, and tries again.
-const READABLE: Duration = Duration::from_millis(900);
+pub(super) const READABLE: Duration = Duration::from_millis(900);
 
 /// How long so many sets may take.
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Reads the fields `left` and `right` of `pair` in `dir`, through one descriptor of `..data`, again and
 /// again for that long, and until it has seen so many sets. They were made with the same value each time,

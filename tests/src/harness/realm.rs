@@ -50,7 +50,7 @@ impl Realm {
         let _ = std::fs::remove_file(&log);
         let mut holder = Guard::spawn(&command, &log, Signal::SIGKILL, 0)?;
         wait_until(
-            Duration::from_secs(10),
+            Duration::from_secs(30),
             "a realm with pure cgroup v2",
             || {
                 if holder.exited()?.is_some() {

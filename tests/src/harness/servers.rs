@@ -65,7 +65,8 @@ impl Server {
         let dir = std::env::temp_dir().join(format!("mayfly-db-{}-{number}", std::process::id()));
         std::fs::create_dir(&dir)?;
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755))?;
-        let ports = free_ports(kind.script().1)?;
+        let ports = (0..kind.script().1).map(|_| free_port());
+        let ports = ports.collect::<io::Result<Vec<_>>>()?;
         let (guard, line, pid) = run(kind, &dir, &ports)?;
         let mut server = Self {
             kind,
@@ -91,7 +92,7 @@ impl Server {
         self.wait()
     }
 
-    /// Sends it a signal: `STOP`, `CONT`, `KILL`.
+    /// Sends it a signal: `STOP`, `CONT`, `KILL`. When this returns, what was stopped stands still.
     ///
     /// # Errors
     /// It does not run.
@@ -102,10 +103,17 @@ impl Server {
         let sent = Command::new("kill")
             .args(["-s", signal, pid.trim()])
             .status()?;
-        if sent.success() {
-            return Ok(());
+        if !sent.success() {
+            return Err(Error::other(format!("{:?} has ended", self.kind)));
         }
-        Err(Error::other(format!("{:?} has ended", self.kind)))
+        let until = Instant::now() + START;
+        while signal == "STOP" && !stands_still(pid.trim())? {
+            if Instant::now() > until {
+                return Err(Error::other(format!("{:?} does not stop", self.kind)));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// One of its TCP ports on 127.0.0.1: see [`Kind`].
@@ -202,6 +210,20 @@ impl Drop for Server {
     }
 }
 
+/// Whether all threads of a process are stopped (proc_pid_stat(5)): the others go on until the first of them
+/// has heard of it, which on a busy machine takes a while.
+fn stands_still(pid: &str) -> io::Result<bool> {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that has just ended has not stood still.
+        let stat = std::fs::read_to_string(task?.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        if !state.is_some_and(|state| state.starts_with('T')) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn run(kind: Kind, dir: &Path, ports: &[u16]) -> io::Result<(Child, ChildStdin, String)> {
     let harness = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/src/harness");
     let mut bash = Command::new("bash");
@@ -226,12 +248,17 @@ fn run(kind: Kind, dir: &Path, ports: &[u16]) -> io::Result<(Child, ChildStdin, 
     Ok((guard, line, pid.trim().to_owned()))
 }
 
-/// Ports that were free a moment ago, all at the same time, so that they differ.
-fn free_ports(count: usize) -> io::Result<Vec<u16>> {
-    let listeners = (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0)));
-    let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
-    listeners
-        .iter()
-        .map(|one| Ok(one.local_addr()?.port()))
-        .collect()
+/// A port that is free, and that nobody is given meanwhile who asks the kernel for any: a connection has
+/// just ended there. Who asks for this one with SO_REUSEADDR, as servers do, gets it.
+///
+/// # Errors
+/// There is none.
+pub fn free_port() -> io::Result<u16> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let address = listener.local_addr()?;
+    let client = TcpStream::connect(address)?;
+    // The side that ends first is the one that lingers (TIME_WAIT).
+    drop(listener.accept()?);
+    drop(client);
+    Ok(address.port())
 }

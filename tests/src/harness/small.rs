@@ -42,7 +42,7 @@ impl Small {
     /// it, and must end when its standard input does.
     ///
     /// # Errors
-    /// When it is not up within 10 seconds: it needs root.
+    /// When it is not up within 30 seconds: it needs root.
     pub fn run(probe: &Path, args: &[&str]) -> Result<Self> {
         let cgroup = Cgroup::new(Realm::host(), &format!("mayfly-small-{}", random_text(8)?))?;
         let mut command = Command::new(probe);
@@ -58,7 +58,7 @@ impl Small {
         let mut parent = command.spawn().context("starting a small container")?;
         let line = parent.stdin.take();
         let children = format!("/proc/{0}/task/{0}/children", parent.id());
-        let pid = wait_until(Duration::from_secs(10), "a small container", || {
+        let pid = wait_until(Duration::from_secs(30), "a small container", || {
             let text = std::fs::read_to_string(&children)?;
             Ok(text
                 .split_whitespace()

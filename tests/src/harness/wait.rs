@@ -1,7 +1,6 @@
 //! Waiting with a limit, and other small things that every suite needs.
 
 use std::io::Write;
-use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -73,13 +72,12 @@ pub fn output_with_input(command: &mut Command, input: &[u8]) -> Result<String> 
     Ok(String::from_utf8_lossy(&done.stdout).trim_end().to_string())
 }
 
-/// A TCP port of loopback that was free a moment ago.
+/// A TCP port of loopback for a server that is started soon.
 ///
 /// # Errors
 /// When there is none.
 pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port")?;
-    Ok(listener.local_addr()?.port())
+    super::servers::free_port().context("looking for a free port")
 }
 
 /// Letters and digits nobody has used before, 5 bits of randomness each.
