@@ -182,7 +182,7 @@ mod tests {
         let before = clock.mark().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(30));
         let after = clock.mark().unwrap();
-        assert!((25..5000).contains(&(after.uptime - before.uptime)));
+        assert!((25..60_000).contains(&(after.uptime - before.uptime)));
         assert_eq!(after.uptime - before.uptime, after.now - before.now);
         assert_eq!(after.set_since(&before), None);
     }

@@ -1,10 +1,6 @@
 //! The `postgres` engine against a real server.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "postgres/hostile.rs"]
 mod hostile;

@@ -1,8 +1,10 @@
 //! A broker in a directory of its own, made evidence, and a sidecar's side of a session.
 
+use mayfly_broker::audit::AuditError;
 use mayfly_broker::config::Config;
 use mayfly_broker::door::Operator;
-use mayfly_broker::run::{Broker, Options};
+use mayfly_broker::run::{Broker, Options, RunError};
+use mayfly_broker::store::OpenError;
 use mayfly_node::upstream::Session;
 use mayfly_wire::admin::{
     Apply, CredentialConfig, Desired, EngineConfig, JwtAlgorithm, KvPut, LeaseFilter, Plan,
@@ -54,6 +56,26 @@ impl Drop for Dir {
     }
 }
 
+/// Opens one as soon as nobody holds its locks: the one before may be on its way out, and a program that
+/// another test starts right now has them until it is itself.
+pub async fn open(config: &Config, options: Options) -> Result<Broker, RunError> {
+    let limit = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let opened = Broker::open(config, options).await;
+        let is_held = match &opened {
+            Err(RunError::Store(OpenError::InUse(_))) => true,
+            Err(RunError::Audit(AuditError::File { error, .. })) => {
+                error.kind() == std::io::ErrorKind::WouldBlock
+            }
+            _ => false,
+        };
+        if !is_held || tokio::time::Instant::now() > limit {
+            return opened;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// A running broker without sockets.
 pub struct World {
     pub broker: Broker,
@@ -71,7 +93,7 @@ impl World {
         let state = dir.join("state");
         let text = format!("state_dir = {:?}\n{more}", state.display().to_string());
         let config = Config::parse(&text).unwrap();
-        let broker = Broker::open(&config, Options::default()).await.unwrap();
+        let broker = open(&config, Options::default()).await.unwrap();
         let (stopper, stop) = watch::channel(false);
         let mut tasks = JoinSet::new();
         broker.start(&mut tasks, &stop);
@@ -88,8 +110,6 @@ impl World {
         self.broker.hub.close_all();
         self.stopper.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
-        // Sessions hold the door until they have seen that they are closed.
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 
     pub async fn apply(&self, desired: Desired) -> Plan {
@@ -215,8 +235,8 @@ impl Client {
 
     /// The next message; `None` at the end.
     pub async fn next(&mut self) -> Option<ServerMessage> {
-        let next = tokio::time::timeout(Duration::from_secs(15), self.session.down.recv());
-        next.await.expect("expected a message within 15 seconds")
+        let next = tokio::time::timeout(Duration::from_secs(30), self.session.down.recv());
+        next.await.expect("expected a message within 30 seconds")
     }
 
     /// The next bundle, after at most a hello.

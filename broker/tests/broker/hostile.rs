@@ -3,7 +3,7 @@
 use crate::harness::*;
 use mayfly_broker::admin::{About, Admin, listen};
 use mayfly_broker::config::Config;
-use mayfly_broker::run::{Broker, Options};
+use mayfly_broker::run::Options;
 use mayfly_wire::admin::Apply;
 use mayfly_wire::audit::Event;
 use mayfly_wire::link::{NodeEvent, SessionUpdate, Unpublished};
@@ -86,14 +86,21 @@ async fn a_death_while_a_lease_is_on_its_way_to_the_disk_ends_it() {
         let died = NodeEvent::Died { workload };
         world.broker.nodes.event(NODE, died).await.unwrap();
     }
+    // What was on its way has had its time, and what came of it is ended.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let leases = world.broker.door.leases(&ROOT, &ALL).await.unwrap();
-    assert!(
-        leases.is_empty(),
-        "{} dead workloads hold leases",
-        leases.len()
-    );
-    assert_eq!(world.broker.hub.count(), 0);
+    let limit = Instant::now() + Duration::from_secs(20);
+    loop {
+        let leases = world.broker.door.leases(&ROOT, &ALL).await.unwrap().len();
+        let sessions = world.broker.hub.count();
+        if (leases, sessions) == (0, 0) {
+            break;
+        }
+        assert!(
+            Instant::now() < limit,
+            "the dead hold {leases} leases and {sessions} sessions"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]
@@ -212,7 +219,7 @@ async fn a_loss_of_records_is_accepted_once() {
     let config = format!("state_dir = {:?}", state.display().to_string());
     let config = Config::parse(&config).unwrap();
     let open = async |accept_audit_loss| {
-        let opened = Broker::open(&config, Options { accept_audit_loss }).await;
+        let opened = open(&config, Options { accept_audit_loss }).await;
         opened.map(drop).map_err(|error| error.to_string())
     };
     assert!(
@@ -308,7 +315,7 @@ async fn a_workload_that_becomes_weak_loses_what_it_holds() {
     let mut other = good.clone();
     other.init.uid = Some(2000);
     tell(&client, &other).await;
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let known = world.broker.door.workloads(&ROOT).await.unwrap();
         if known[0].evidence.init.uid == Some(2000) {

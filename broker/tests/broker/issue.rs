@@ -253,7 +253,7 @@ async fn without_a_record_nothing_leaves() {
         .filter(|e| matches!(e, Event::Issued { .. }))
         .count();
     std::fs::remove_file(&filler).unwrap();
-    let limit = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
     let leases = loop {
         match world.broker.door.leases(&ROOT, &ALL).await {
             Ok(leases) => break leases.len(),
@@ -289,7 +289,14 @@ async fn a_session_that_does_not_drain_is_dropped() {
     world.put("orders/db", "v0").await;
     world.apply(two_services()).await;
     let mut slow = world.connect(&evidence("orders", 1)).await.unwrap();
-    for number in 1..30 {
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let mut number = 0;
+    while world.broker.hub.count() > 0 {
+        number += 1;
+        assert!(
+            std::time::Instant::now() < limit,
+            "it has its session after {number} values that it did not read"
+        );
         world.put("orders/db", &format!("v{number}")).await;
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
@@ -302,7 +309,6 @@ async fn a_session_that_does_not_drain_is_dropped() {
         seen += 1;
     }
     assert!(seen <= 8, "{seen} messages waited");
-    assert_eq!(world.broker.hub.count(), 0);
 }
 
 #[tokio::test]

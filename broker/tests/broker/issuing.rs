@@ -60,7 +60,7 @@ impl Place {
 
     fn over(dir: Dir) -> Self {
         let key = KeyFile::new(dir.0.join("root.key"));
-        let limit = Instant::now() + Duration::from_secs(5);
+        let limit = Instant::now() + Duration::from_secs(20);
         loop {
             match SqliteStore::open(&dir.0.join("state"), &key) {
                 Ok(store) => {

@@ -43,7 +43,7 @@ impl Sshd {
     fn start(files: &Path) -> Self {
         // Where it gives up its privileges; Debian makes it when the service starts.
         std::fs::create_dir_all("/run/sshd").unwrap();
-        let limit = Instant::now() + Duration::from_secs(20);
+        let limit = Instant::now() + Duration::from_secs(60);
         loop {
             // It cannot be told to take any port that is free, and another may be faster.
             let free = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -5,22 +5,32 @@ use crate::proxy::Proxy;
 use crate::roles::roles;
 use crate::server::PostgresServer;
 use mayfly_broker::engine::Engine as _;
+use mayfly_broker::store::Lease;
 use mayfly_wire::Code;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
+/// Long enough for what had an effect to have it.
 const SHORT: Duration = Duration::from_millis(500);
 
 async fn until(what: impl Fn() -> bool) {
-    for _ in 0..100 {
-        if what() {
-            return;
-        }
+    let limit = Instant::now() + Duration::from_secs(20);
+    while !what() {
+        assert!(Instant::now() < limit, "it did not come to pass");
         sleep(Duration::from_millis(50)).await;
     }
-    panic!("it did not come to pass");
+}
+
+/// Has a role made, and gives that up while its statement is on its way.
+async fn given_up(place: &Place, proxy: &Proxy, lease: &Lease) {
+    let credential = credential(settings(&[CREATE]));
+    proxy.hold();
+    tokio::select! {
+        made = place.engine.create(&credential, lease) => panic!("{made:?}"),
+        () = proxy.holds_something() => {}
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -33,9 +43,7 @@ async fn a_create_that_was_given_up_has_no_effect_after_the_revoke() {
 
     // What would happen if nobody revoked it: the statement arrives in the end.
     let (_, first) = place.issue(&credential, &evidence("first")).await.unwrap();
-    proxy.hold();
-    let create = place.engine.create(&credential, &first);
-    assert!(timeout(SHORT, create).await.is_err());
+    given_up(&place, &proxy, &first).await;
     assert_eq!(roles(&server), 1);
     proxy.let_go();
     until(|| roles(&server) == 2).await;
@@ -43,9 +51,7 @@ async fn a_create_that_was_given_up_has_no_effect_after_the_revoke() {
     assert_eq!(roles(&server), 1);
 
     let (_, second) = place.issue(&credential, &evidence("second")).await.unwrap();
-    proxy.hold();
-    let create = place.engine.create(&credential, &second);
-    assert!(timeout(SHORT, create).await.is_err());
+    given_up(&place, &proxy, &second).await;
     place.engine.revoke(&second).await.unwrap();
     proxy.let_go();
     sleep(SHORT * 2).await;
@@ -60,9 +66,7 @@ async fn a_create_of_an_earlier_process_has_no_effect_after_the_revoke() {
     let credential = credential(settings(&[CREATE]));
     place.made(&credential).await;
     let (_, lease) = place.issue(&credential, &evidence("x")).await.unwrap();
-    proxy.hold();
-    let create = place.engine.create(&credential, &lease);
-    assert!(timeout(SHORT, create).await.is_err());
+    given_up(&place, &proxy, &lease).await;
     // As far as this one knows, the first process is dead, and its statement is on its way.
     let next = place.next_process(config(server.port()));
     next.engine.revoke(&lease).await.unwrap();
@@ -76,18 +80,19 @@ async fn a_statement_that_hangs_is_ended_before_its_lease_is_revoked() {
     let server = PostgresServer::start(&["fsync=off"]).unwrap();
     server.psql("CREATE TABLE busy (n int)").unwrap();
     let place = Place::at(&server).await;
-    let credential = credential(settings(&[CREATE, "SELECT pg_sleep(2), '{{name}}'"]));
+    // Longer than a revocation may take.
+    let credential = credential(settings(&[CREATE, "SELECT pg_sleep(30), '{{name}}'"]));
     let (_, lease) = place.issue(&credential, &evidence("x")).await.unwrap();
-    let create = place.engine.create(&credential, &lease);
-    assert!(timeout(SHORT, create).await.is_err());
-    let began = Instant::now();
+    let sleeps = || {
+        let asked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        server.psql(asked).unwrap() == "1"
+    };
+    tokio::select! {
+        made = place.engine.create(&credential, &lease) => panic!("{made:?}"),
+        () = until(sleeps) => {}
+    }
     place.engine.revoke(&lease).await.unwrap();
-    assert!(
-        began.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        began.elapsed()
-    );
-    sleep(Duration::from_secs(2)).await;
+    assert!(!sleeps());
     assert_eq!(roles(&server), 0);
 }
 
@@ -103,7 +108,7 @@ async fn a_server_that_comes_back_is_used_again() {
     server.run().unwrap();
     let began = Instant::now();
     while let Err(error) = place.engine.revoke(&lease).await {
-        assert!(began.elapsed() < Duration::from_secs(10), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(30), "{error}");
         sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(roles(&server), 0);
@@ -127,10 +132,16 @@ async fn a_server_that_accepts_and_never_answers_is_reported() {
         refused.to_string().contains("no connection within 5 s"),
         "{refused}"
     );
-    let again = Instant::now();
-    let refused = place.engine.revoke(&lease).await.err().unwrap();
-    assert!(refused.to_string().contains("next try in"), "{refused}");
-    assert!(again.elapsed() < SHORT && began.elapsed() > Duration::from_secs(4));
+    assert!(began.elapsed() > Duration::from_secs(4));
+    // The next is told at once, but for one that was kept from running until it is tried again.
+    let mut said = Vec::new();
+    while !said.iter().any(|(at_once, _)| *at_once) {
+        assert!(said.len() < 3, "{said:?}");
+        let again = Instant::now();
+        let refused = place.engine.revoke(&lease).await.err().unwrap().to_string();
+        let at_once = refused.contains("next try in") && again.elapsed() < SHORT;
+        said.push((at_once, refused));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

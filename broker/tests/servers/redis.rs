@@ -91,7 +91,7 @@ async fn a_user_lives_from_create_to_revoke(server: &Server, engine: &Redis) {
     let mut subscriber = subscribe(server, name, password);
     engine.revoke(&held.lease).await.unwrap();
     assert!(cli(server, name, password, "PING").contains("WRONGPASS"));
-    let limit = Instant::now() + Duration::from_secs(5);
+    let limit = Instant::now() + Duration::from_secs(30);
     while subscriber.try_wait().unwrap().is_none() {
         assert!(Instant::now() < limit, "its connection goes on");
         std::thread::sleep(Duration::from_millis(10));
@@ -157,11 +157,10 @@ async fn what_was_given_up_has_no_effect_afterwards(server: &Server, place: &Pla
             .await
             .is_err()
     );
-    let (removed, _) = tokio::join!(engine.revoke(&held.lease), async {
+    let ((), ()) = tokio::join!(revoke(&engine, &held.lease), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         server.signal("CONT").unwrap();
     });
-    removed.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!root(server, "ACL USERS").contains(held.field("username")));
 }
@@ -249,8 +248,7 @@ struct Forgetful {
 
 impl Forgetful {
     fn start(dir: &crate::support::Dir) -> Self {
-        let (listener, port) = silent();
-        drop(listener);
+        let port = crate::server::free_port().unwrap();
         let conf = dir.0.join("redis.conf");
         let text = format!(
             "port {port}\nbind 127.0.0.1\nsave \"\"\ndir {}\nuser broker on >{} ~* &* +@all\n",
@@ -409,5 +407,5 @@ async fn a_server_that_never_answers_is_told_of_in_time() {
         .unwrap_err()
         .to_string();
     assert!(late.contains("no connection within 5 s"), "{late}");
-    assert!(began.elapsed() < Duration::from_secs(8));
+    assert!(began.elapsed() < Duration::from_secs(20));
 }

@@ -269,8 +269,8 @@ pub struct Client {
 
 impl Client {
     pub async fn next(&mut self) -> Option<ServerMessage> {
-        let next = timeout(Duration::from_secs(15), self.session.down.recv()).await;
-        next.expect("expected a message within 15 seconds")
+        let next = timeout(Duration::from_secs(30), self.session.down.recv()).await;
+        next.expect("expected a message within 30 seconds")
     }
 
     pub async fn bundle(&mut self) -> Bundle {

@@ -126,13 +126,11 @@ fn config(port: u16, most: u16) -> ConnectionConfig {
 }
 
 async fn until(what: impl Fn() -> bool) {
-    for _ in 0..500 {
-        if what() {
-            return;
-        }
+    let limit = Instant::now() + Duration::from_secs(20);
+    while !what() {
+        assert!(Instant::now() < limit, "it did not come to pass");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("it did not come to pass");
 }
 
 #[tokio::test]
@@ -253,7 +251,8 @@ async fn those_that_nobody_uses_are_closed() {
     tokio::time::sleep(limits.idle / 2).await;
     drop(place.lend().await.unwrap());
     let began = Instant::now();
-    until(|| seen.open() == 1).await;
+    // The one that nobody has used since; both at once for who is kept from running.
+    until(|| seen.open() <= 1).await;
     until(|| seen.open() == 0).await;
     assert!(began.elapsed() >= limits.idle);
 }
@@ -273,8 +272,11 @@ async fn a_server_that_never_answers_costs_nothing_but_the_wait() {
     while seen.accepted.load(Ordering::SeqCst) < ATTEMPTS {
         let refused = place.lend().await.err().unwrap().to_string();
         assert!(refused.contains("no connection within"), "{refused}");
-        refused_at_once += usize::from(refused.contains("next try"));
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        // After each that had to wait, one comes at once.
+        if refused.contains("next try") {
+            refused_at_once += 1;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
     assert!(refused_at_once > ATTEMPTS / 2, "{refused_at_once}");
     until(|| seen.open() == 0).await;
@@ -287,7 +289,7 @@ async fn a_server_that_never_answers_costs_nothing_but_the_wait() {
 async fn who_waits_for_too_long_is_told_and_so_is_who_comes_when_too_many_wait() {
     let (port, _) = serve(true).await;
     let limits = Limits {
-        wait: Duration::from_millis(500),
+        wait: Duration::from_secs(3),
         ..Limits::default()
     };
     let place = Place::limited(port, 1, limits);
@@ -304,7 +306,7 @@ async fn who_waits_for_too_long_is_told_and_so_is_who_comes_when_too_many_wait()
     assert!(refused.contains("1024 wait"), "{refused}");
     for task in tasks {
         let late = task.await.unwrap().unwrap();
-        assert!(late.contains("in use for 0.5 s"), "{late}");
+        assert!(late.contains("in use for 3 s"), "{late}");
     }
     assert_eq!(server.state().waiting, 0);
 }
