@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use mayfly_tests::harness::{Bare, BareOptions, Realm, TempDir, cgroup_of, output};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 fn realms() -> Result<[&'static Realm; 2]> {
     Ok([Realm::host(), Realm::pure_v2()?])

@@ -24,7 +24,7 @@ fn a_test_process_that_is_killed_leaves_nothing_running() -> Result<()> {
     test.kill()?;
     test.wait()?;
     wait_until(
-        Duration::from_secs(10),
+        Duration::from_secs(30),
         "the guarded process to end",
         || Ok((!Path::new(&process).exists()).then_some(())),
     )
@@ -38,7 +38,7 @@ fn it_tells_how_a_process_ended_and_what_it_printed() -> Result<()> {
         .args(["-c", "echo out; echo err >&2; echo $SET; exit 9"])
         .env("SET", "set");
     let mut guard = Guard::spawn(&command, &dir.join("log"), Signal::SIGTERM, 1)?;
-    assert_eq!(guard.wait(Duration::from_secs(10))?.code(), Some(9));
+    assert_eq!(guard.wait(Duration::from_secs(30))?.code(), Some(9));
     assert_eq!(guard.log(), "out\nerr\nset\n");
     assert!(guard.failure("more").to_string().ends_with("out\nerr\nset"));
     Ok(())
@@ -49,7 +49,7 @@ fn a_program_that_is_not_there_is_a_failure_that_names_it() -> Result<()> {
     let dir = TempDir::new()?;
     let command = Command::new("/nowhere/at-all");
     let mut guard = Guard::spawn(&command, &dir.join("log"), Signal::SIGTERM, 1)?;
-    assert_eq!(guard.wait(Duration::from_secs(10))?.code(), Some(127));
+    assert_eq!(guard.wait(Duration::from_secs(30))?.code(), Some(127));
     assert!(guard.log().contains("/nowhere/at-all"), "{}", guard.log());
     Ok(())
 }

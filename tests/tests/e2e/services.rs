@@ -10,7 +10,7 @@ use mayfly_tests::harness::{
 };
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(30);
 
 const ACCESS: &str = r#"
 @id("orders") permit (principal is Mayfly::Workload, action == Mayfly::Action::"issue",
@@ -150,23 +150,32 @@ fn has_limits(docker: &Docker) -> Result<bool> {
 
 fn ask(container: &Container<'_>, credential: &str) -> Result<String> {
     let path = format!("/v1/credentials/{credential}/value");
-    container.exec(&[
+    let words = [
         "/bin/mayfly-probe",
         "http",
         mayfly_wire::session::SOCKET,
         "GET",
         &path,
-    ])
+    ];
+    wait_until(SOON, "an answer", || {
+        let answer = container.exec(&words)?;
+        // While the engine is slow, everybody is told to come again.
+        ensure!(!answer.starts_with("503\n"), "{answer}");
+        Ok(Some(answer))
+    })
 }
 
 fn denial(broker: &Broker, credential: &str) -> Result<Value> {
-    let audit = broker.cli(&["--output", "json", "audit", "tail", "-n", "100"])?;
-    let mut events = audit
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .map(|record| record["event"].clone());
-    let found = events.find(|event| event["type"] == "denied" && event["credential"] == credential);
-    found.with_context(|| format!("no denial of {credential} on record: {audit}"))
+    let what = format!("a record that {credential} was denied");
+    wait_until(SOON, &what, || {
+        let audit = broker.cli(&["--output", "json", "audit", "tail", "-n", "100"])?;
+        let mut events = audit
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .map(|record| record["event"].clone());
+        let is_it = |event: &Value| event["type"] == "denied" && event["credential"] == credential;
+        Ok(Some(events.find(is_it).with_context(|| audit.clone())?))
+    })
 }
 
 /// What the broker knows of a container, which must be the whole truth.

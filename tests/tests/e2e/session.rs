@@ -14,7 +14,7 @@ use mayfly_wire::session::{
 use mayfly_wire::workload::{LeaseId, WorkloadKey};
 use mayfly_wire::{Code, Refusal, Secret};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 
 /// One request's header lines, and its body.
 fn request(lines: &mut BufReader<UnixStream>) -> Result<(String, Hello)> {

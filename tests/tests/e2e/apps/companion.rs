@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::has_role;
 use super::page::Page;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// What the page leaves to its reader: the application, and where things are on this machine.
 const HERE: &str = r#"

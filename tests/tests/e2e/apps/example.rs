@@ -10,7 +10,7 @@ use mayfly_tests::harness::{
 
 use super::examples;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Where things are on this machine.
 const HERE: &str = r#"

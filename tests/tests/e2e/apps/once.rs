@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::has_role;
 use super::page::Page;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// What the page leaves to its reader; and `alone`, an init container that nobody holds the lease for.
 const HERE: &str = r#"

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use super::world::World;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 /// A tmpfs as the sidecar wants it.
 pub const SECRETS: &str = "--mount=type=volume,dst=/run/secrets,volume-driver=local,\
     volume-opt=type=tmpfs,volume-opt=device=tmpfs,\
@@ -67,13 +67,17 @@ pub fn planted(world: &World) -> Result<()> {
         let path = format!("/run/secrets/{name}");
         application.tell(&format!("symlink {link} {path}"))?;
         let mark = world.mark()?;
-        let mut sidecar = run(&["--once", "--timeout", "3"])?;
-        let status = sidecar.wait(SOON)?;
-        ensure!(
-            !status.success() && sidecar.log().contains(&format!("at `{name}`")),
-            "{status}: {}",
-            sidecar.log()
-        );
+        let complaint = format!("at `{name}`");
+        // One that had no answer in its time is started once more.
+        wait_until(SOON, &complaint, || {
+            let mut sidecar = run(&["--once", "--timeout", "3"])?;
+            let (status, log) = (sidecar.wait(SOON)?, sidecar.log());
+            ensure!(
+                !status.success() && log.contains(&complaint),
+                "{status}: {log}"
+            );
+            Ok(Some(()))
+        })?;
         untouched()?;
         on_record(mark, generation, name)?;
         application.tell(&format!("remove {path}"))?;

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use super::descriptors::give;
 use super::world::World;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 /// The attacker connects and dies, the victim gets its pid, and a request comes on the old connection:
 /// after the node has taken the connection, and before.

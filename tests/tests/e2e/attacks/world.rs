@@ -15,7 +15,7 @@ use mayfly_tests::harness::{
 use mayfly_wire::Facility;
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 /// Each refusal is soon on record, also the second of a kind.
 const NODE: &str = "limits.refusal_seconds = 1";
 const IMAGE: &str = "attacks:app";

@@ -12,12 +12,25 @@ use crate::e2e::resilience::app::{ALL, App, SOON};
 /// How often each credential is rotated.
 const ROTATIONS: usize = 100;
 
+/// A failed login: when it read its files and when it failed, in milliseconds since the Unix epoch, and why.
+type Failed = (u128, u128, String);
+
 /// What a client told.
 struct Told {
     logins: u64,
-    /// The failed logins: when each read its files and when it failed, in milliseconds since the Unix
-    /// epoch, and why.
-    failed: Vec<(u128, u128, String)>,
+    failed: Vec<Failed>,
+}
+
+impl Told {
+    /// No login failed, but for a few that came too late by what they had read: on a busy machine one can be
+    /// kept from running between its files and the server.
+    fn none_failed(&self, came_too_late: impl Fn(&Failed) -> bool) -> Result<()> {
+        let (late, failed): (Vec<_>, Vec<_>) =
+            self.failed.iter().partition(|failed| came_too_late(failed));
+        ensure!(failed.is_empty(), "of {}: {failed:?}", self.logins);
+        ensure!((late.len() as u64) < self.logins / 20, "{late:?}");
+        Ok(())
+    }
 }
 
 /// Rotates a credential again and again, each time once the last password has come, while a client logs
@@ -56,9 +69,11 @@ fn under_load(credential: &str, settings: &str) -> Result<(Told, Vec<(u128, u128
             let next = password()?;
             Ok((next != last).then_some(next))
         })?;
-        rotations.push((begun, now()?));
-        // A reader that was in the middle of it is done.
-        std::thread::sleep(Duration::from_millis(50));
+        let seen = now()?;
+        rotations.push((begun, seen));
+        // A reader that was in the middle of it is done. On a slow machine it takes longer, too.
+        let took = Duration::from_millis(u64::try_from(seen - begun)?);
+        std::thread::sleep(took.max(Duration::from_millis(50)));
     }
     std::fs::write(out.join("stop"), "")?;
     let text = wait_until(SOON * 3, "the client's account", || {
@@ -98,25 +113,18 @@ fn a_hundred_rotations_of_a_role_of_its_own_break_no_login() -> Result<()> {
     let create = "create = [\"CREATE ROLE {{name}} LOGIN PASSWORD {{password}} VALID UNTIL \
                   {{expiration}}\"]\ngrace = \"1m\"";
     let (told, _) = under_load("orders-db", create)?;
-    ensure!(
-        told.failed.is_empty(),
-        "of {}: {:?}",
-        told.logins,
-        told.failed
-    );
-    Ok(())
+    // For so long a role is good once all have the next.
+    told.none_failed(|(read_at, failed_at, _)| failed_at - read_at >= 2000)
 }
 
 #[test]
 fn a_hundred_rotations_of_two_users_that_take_turns_break_no_login() -> Result<()> {
-    let (told, _) = under_load("reports-db", "static = [\"turn_a\", \"turn_b\"]")?;
-    ensure!(
-        told.failed.is_empty(),
-        "of {}: {:?}",
-        told.logins,
-        told.failed
-    );
-    Ok(())
+    let (told, rotations) = under_load("reports-db", "static = [\"turn_a\", \"turn_b\"]")?;
+    // The second rotation after a password was read changes it.
+    told.none_failed(|(read_at, failed_at, _)| {
+        let meanwhile = |(begun, seen): &&(u128, u128)| read_at <= seen && begun <= failed_at;
+        rotations.iter().filter(meanwhile).count() > 1
+    })
 }
 
 /// One user has one password: between its change at the server and the new file a login must fail, and

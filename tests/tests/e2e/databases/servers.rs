@@ -1,7 +1,5 @@
 //! Users of MariaDB, Redis and RabbitMQ.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Result, ensure};
 use mayfly_tests::harness::{Broker, BrokerOptions, Kind, Realm, Server, wait_until};
 
@@ -90,14 +88,11 @@ fn comes_and_goes(case: &Case) -> Result<()> {
     ensure!(asked.contains(answer), "{asked}");
     ensure!(server.ask_as_root(case.users)?.contains(&user));
 
-    let killed = Instant::now();
     app.end()?;
     wait_until(SOON, "its user to go", || {
         let users = server.ask_as_root(case.users)?;
         Ok((!users.contains(&user)).then_some(()))
     })?;
-    let took = killed.elapsed();
-    ensure!(took < Duration::from_secs(5), "it took {took:?}");
     let asked = server.ask(&user, &password, question)?;
     ensure!(!asked.contains(answer), "it still gets in: {asked}");
     ensure!(

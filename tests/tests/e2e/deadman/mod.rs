@@ -61,6 +61,9 @@ fn sidecars_fail(scene: &Scene) -> Result<()> {
     let stopped = scene.beside("stopped", &stop("init"))?;
     let attacked = hostile::plant(scene)?;
 
+    // Held before, so that it does not matter how long it takes to get hold of all of them.
+    let live = [&shim_frozen, &shim_killed, &frozen, &killed];
+    let held = live.map(|app| app.hold("short"));
     for app in [&shim_frozen, &shim_stops, &frozen, &stopped] {
         app.freeze()?;
     }
@@ -68,8 +71,6 @@ fn sidecars_fail(scene: &Scene) -> Result<()> {
     for app in [&shim_killed, &killed] {
         app.kill_sidecar()?;
     }
-    let live = [&shim_frozen, &shim_killed, &frozen, &killed];
-    let held = live.map(|app| app.hold("short"));
     for app in live {
         app.gone("short")?;
         rest_stays(scene, app).with_context(|| app.logs())?;
@@ -142,9 +143,9 @@ fn node_and_broker_are_away(scene: &mut Scene) -> Result<()> {
     let down_stop = scene.beside("down-stop", &stop("init"))?;
     let alive = scene.inside("alive", REMOVE_AND_KEEP)?;
     let alive_stops = scene.inside("alive-stops", &stop("parent"))?;
+    let held = down.hold("short")?;
     down.freeze()?;
     down_stop.freeze()?;
-    let held = down.hold("short")?;
     scene.broker.kill()?;
     scene.ahead(3600)?;
 

@@ -296,7 +296,11 @@ impl App {
 
     /// Opens a file now, to see later what became of its content.
     pub fn hold(&self, file: &str) -> Result<File> {
-        Ok(File::open(self.path(file)?)?)
+        let path = self.path(file)?;
+        // Whose sidecar was kept from running may be without it for a moment.
+        wait_until(SOON, &format!("{file} to be there"), || {
+            Ok(Some(File::open(&path)?))
+        })
     }
 
     /// The sidecar's pid.

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::super::attacks::SECRETS;
 
 const IMAGE: &str = "isolation:app";
-pub const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(30);
 /// Without the engine's filter: what is denied, the kernel denies by what we did.
 const SETTINGS: [&str; 2] = ["--read-only", "--security-opt=seccomp=unconfined"];
 const ACCESS: &str = r#"
@@ -26,10 +26,10 @@ engine = "kv"
 path = "isolation/credential"
 ttl = "15m"
 "#;
-/// Attacks all that it sees, again and again.
-const APPLICATION: &str = "while :; do { isolation_attack all; isolation_attack sockets; \
-    keyring_attack leave x y; keyring_attack take x; } >/tmp/new; mv /tmp/new /tmp/report; \
-    sleep 0.3; done";
+/// Attacks all that it sees, whenever there is no report of that.
+const APPLICATION: &str = "while :; do [ -e /tmp/report ] || { { isolation_attack all; \
+    isolation_attack sockets; keyring_attack leave x y; keyring_attack take x; } >/tmp/new; \
+    mv /tmp/new /tmp/report; }; sleep 0.05; done";
 
 /// Who is who in the victim's container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,14 +124,17 @@ impl Scene {
         )))
     }
 
-    /// What the application's next whole attack came to, as lines of JSON.
+    /// What an attack by the application comes to that begins now, as lines of JSON.
     pub fn attack_of_the_application(&self) -> Result<Vec<Value>> {
         let file = self.file("tmp/report")?;
-        // One that began before now says nothing of now.
-        let _ = std::fs::remove_file(&file);
-        wait_until(SOON, "the application's attack", || {
-            Ok(Some(lines(&std::fs::read_to_string(&file)?)?))
-        })
+        let report = || {
+            wait_until(SOON, "the application's attack", || {
+                Ok(Some(lines(&std::fs::read_to_string(&file)?)?))
+            })
+        };
+        report()?;
+        std::fs::remove_file(&file)?;
+        report()
     }
 
     /// What another container, whose first process is of this user, comes to.

@@ -9,13 +9,13 @@ use anyhow::{Context, Result, ensure};
 use mayfly_tests::harness::{Broker, BrokerOptions, TempDir, output, wait_until};
 
 use crate::e2e::resilience::app::App;
-use crate::e2e::resilience::certificates::{login, snapshot, sshd, start, talk};
+use crate::e2e::resilience::certificates::{login, snapshot, sshd, start, talk, while_good};
 
 /// By then everybody has certificates of the next authority: those that it must wait for live for
 /// twelve seconds, and are renewed after two thirds of that.
 const CHANGED: Duration = Duration::from_secs(60);
 /// Longer than a push takes, and shorter than a renewal may.
-const PUSHED: Duration = Duration::from_secs(5);
+const PUSHED: Duration = Duration::from_secs(7);
 
 const SCHEDULES: &str = "[x509]\npublish_ahead_seconds = 1\n[ssh]\npublish_ahead_seconds = 1\n";
 
@@ -58,6 +58,10 @@ impl Verifier<'_> {
 
     /// Has a client and a server that trust these copies alone talk with the certificates of a holder.
     fn trusts(&self, app: &App, files: &Path) -> Result<()> {
+        while_good(|| self.trusts_now(app, files))
+    }
+
+    fn trusts_now(&self, app: &App, files: &Path) -> Result<()> {
         let (id, user) = (
             snapshot(app, "app-id", files)?,
             snapshot(app, "login", files)?,
@@ -161,8 +165,11 @@ fn authorities_are_rotated_and_nobody_who_verifies_notices() -> Result<()> {
         verifier
             .trusts(&app, files.path())
             .with_context(|| format!("round {rounds}"))?;
-        let id = snapshot(&app, "app-id", files.path())?;
-        verifier.verify(&id)?;
+        let id = while_good(|| {
+            let id = snapshot(&app, "app-id", files.path())?;
+            verifier.verify(&id)?;
+            Ok(id)
+        })?;
         changed.0 = before.verify(&id).is_err();
         changed.1 = signed_by(&snapshot(&app, "login", files.path())?)? == next_key;
         rounds += 1;

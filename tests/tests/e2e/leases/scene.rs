@@ -15,7 +15,7 @@ use super::record::Record;
 use super::server::Server;
 use crate::e2e::resilience::app::ALL;
 
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// Two roles and a stored value for everybody.
 const NAMES: [&str; 3] = ["orders-db", "plain", "reports-db"];

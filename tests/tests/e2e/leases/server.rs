@@ -63,7 +63,7 @@ impl Server {
         let first = text.lines().next().context("no pid")?.parse()?;
         // Stopped first: it makes no other process meanwhile.
         send(first, Signal::SIGSTOP)?;
-        wait_until(Duration::from_secs(5), "a stopped server", || {
+        wait_until(Duration::from_secs(20), "a stopped server", || {
             Ok((stat(first)?.0 == "T").then_some(()))
         })?;
         let mut all = vec![first];

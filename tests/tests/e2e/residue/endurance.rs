@@ -76,14 +76,24 @@ fn a_day_of_rotations_leaves_sidecar_and_shim_as_they_were() -> Result<()> {
         let costs = costs.join();
         costs.map_err(|_| anyhow!("the other one panicked"))?
     })?;
-    let after = state()?;
+    let mut after = state()?;
+    // What was kept from running closes them later.
+    for _ in 0..10 {
+        if [0, 1]
+            .iter()
+            .all(|one: &usize| after[*one].1 <= before[*one].1)
+        {
+            break;
+        }
+        after = state()?;
+    }
     println!("KiB and descriptors: {before:?}, after {GENERATIONS} generations {after:?}");
     for (what, before, after) in [
         ("sidecar", before[0], after[0]),
         ("shim", before[1], after[1]),
     ] {
         ensure!(
-            after.1 == before.1,
+            after.1 <= before.1,
             "the {what} leaks descriptors: {before:?} {after:?}"
         );
         ensure!(

@@ -15,7 +15,7 @@ use super::search::Search;
 
 const IMAGE: &str = "residue:app";
 const NAME: &str = "credential";
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Reads its secret now and then, as an application does, and says and keeps what is no secret.
 const APPLICATION: &str = "echo said $CANARY; echo kept $CANARY >/tmp/kept; \

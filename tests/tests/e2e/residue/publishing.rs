@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use mayfly_tests::harness::{Broker, BrokerOptions, Realm, random_text, scan_memory};
+use mayfly_tests::harness::{Broker, BrokerOptions, Realm, random_text, scan_memory, wait_until};
 
 use super::super::resilience::app::{self, App, SOON};
 use super::super::resilience::node::{Node, broker_for_nodes};
@@ -36,23 +36,20 @@ fn nothing_lingers(broker: &Broker, workload_dir: &Path, node: Option<&Node>) ->
         search.add(token, &signature(&app.secret(token)?)?);
     }
     let everywhere = |search: &Search, step: &str| -> Result<()> {
-        search
-            .process("broker", broker.pid()?, "credential-number-3")
-            .with_context(|| step.to_string())?;
-        if let Some(node) = node {
-            search
-                .process("node", node.pid()?, "run/workload.sock")
-                .with_context(|| step.to_string())?;
-            search.log("the node", &node.log())?;
-        }
-        search
-            .process("sidecar", app.sidecar()?, "/run/mayfly/workload.sock")
-            .with_context(|| step.to_string())?;
-        search
-            .process("shim", app.bare().pid(), "/mf/mayfly-shim\0run")
-            .with_context(|| step.to_string())?;
-        search.log("the container", &app.bare().logs())?;
-        search.state(broker).with_context(|| step.to_string())
+        let look = || -> Result<()> {
+            search.process("broker", broker.pid()?, "credential-number-3")?;
+            if let Some(node) = node {
+                search.process("node", node.pid()?, "run/workload.sock")?;
+                search.log("the node", &node.log())?;
+            }
+            search.process("sidecar", app.sidecar()?, "/run/mayfly/workload.sock")?;
+            search.process("shim", app.bare().pid(), "/mf/mayfly-shim\0run")?;
+            search.log("the container", &app.bare().logs())?;
+            search.state(broker)
+        };
+        // A sidecar shows a file before it lets go of what it wrote there.
+        let clean = wait_until(SOON, "nothing to linger", || look().map(Some));
+        clean.with_context(|| step.to_owned())
     };
     everywhere(&search, "after publishing")?;
 

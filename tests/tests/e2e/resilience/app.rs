@@ -14,7 +14,7 @@ use mayfly_tests::harness::{
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-pub const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// Lets every container have every credential.
 pub const ALL: &str = r#"@id("all")

@@ -16,6 +16,8 @@ use super::app::{self, App};
 /// Takes the server's files, the client's, and the name that the client expects.
 const TALK: &str = include_str!("../../../../broker/tests/broker/talk.py");
 const TTL: Duration = Duration::from_secs(12);
+/// For so long a certificate is good that was just copied: it is renewed after two thirds of its life.
+const GOOD: Duration = Duration::from_secs(3);
 
 const CERTIFICATES: &str = r#"
 [credential.app-id]
@@ -67,6 +69,19 @@ pub fn snapshot(app: &App, name: &str, to: &Path) -> Result<PathBuf> {
     })
 }
 
+/// Tries what takes certificates that are good, and what it copied of them: again if it was kept from running
+/// for longer than they surely are.
+pub fn while_good<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
+    for _ in 0..5 {
+        let begun = Instant::now();
+        let done = attempt();
+        if done.is_ok() || begun.elapsed() < GOOD {
+            return done;
+        }
+    }
+    attempt()
+}
+
 pub fn talk(server: &Path, client: &Path) -> Result<String> {
     let mut python = Command::new("/usr/bin/python3");
     python.args(["-c", TALK]).arg(server).arg(client);
@@ -89,8 +104,11 @@ fn openssl_takes_certificates_through_renewals_and_not_after_they_expire() -> Re
     let begin = Instant::now();
     let (mut connections, mut seen) = (0, std::collections::BTreeSet::new());
     while begin.elapsed() < TTL + Duration::from_secs(2) {
-        let now = snapshot(&app, "app-id", files.path())?;
-        let told = talk(&now, &now).with_context(|| format!("connection {connections}"))?;
+        let copied = while_good(|| {
+            let now = snapshot(&app, "app-id", files.path())?;
+            Ok((talk(&now, &now)?, now))
+        });
+        let (told, now) = copied.with_context(|| format!("connection {connections}"))?;
         ensure!(
             told.matches("spiffe://e2e.internal/app-id").count() == 2,
             "{told}"
@@ -99,7 +117,7 @@ fn openssl_takes_certificates_through_renewals_and_not_after_they_expire() -> Re
         connections += 1;
     }
     ensure!(
-        seen.len() >= 2 && connections > 10,
+        seen.len() >= 2 && connections > 5,
         "{connections}: {}",
         seen.len()
     );
@@ -199,28 +217,34 @@ fn openssh_takes_certificates_through_renewals_and_not_after_they_expire() -> Re
 
     let files = TempDir::new()?;
     let take = |name: &str| snapshot(&app, name, files.path());
-    let (first, host) = (take("login")?, take("host-id")?);
-    let (_sshd, port) = sshd(&host)?;
-    ensure!(login(port, &first)? == "hello");
+    let (first, (_sshd, port)) = while_good(|| {
+        let (user, host) = (take("login")?, take("host-id")?);
+        let (sshd, port) = sshd(&host)?;
+        ensure!(login(port, &user)? == "hello");
+        Ok((user, (sshd, port)))
+    })?;
 
     let certificate = |files: &Path| std::fs::read(files.join("id_ed25519-cert.pub"));
     let before = certificate(&first)?;
     std::thread::sleep(TTL);
-    let (next, host) = (take("login")?, take("host-id")?);
+    let next = take("login")?;
     ensure!(certificate(&next)? != before, "it was not renewed");
     let late = login(port, &next).err().context("an expired host passes")?;
     ensure!(
         format!("{late:#}").contains("Host key verification failed"),
         "{late:#}"
     );
-    let (_sshd, port) = sshd(&host)?;
-    ensure!(login(port, &next)? == "hello");
-    let late = login(port, &first)
-        .err()
-        .context("an expired user passes")?;
-    ensure!(
-        format!("{late:#}").contains("Permission denied"),
-        "{late:#}"
-    );
-    Ok(())
+    while_good(|| {
+        let (next, host) = (take("login")?, take("host-id")?);
+        let (_sshd, port) = sshd(&host)?;
+        ensure!(login(port, &next)? == "hello");
+        let late = login(port, &first)
+            .err()
+            .context("an expired user passes")?;
+        ensure!(
+            format!("{late:#}").contains("Permission denied"),
+            "{late:#}"
+        );
+        Ok(())
+    })
 }

@@ -1,12 +1,18 @@
-# Sends garbage of every kind to one socket for some seconds, and says how much of it.
+# Sends garbage of every kind to one socket for some seconds, or until SIGTERM, and says how much of it.
 # Usage: flood.py unix PATH SECONDS HALF_OPEN | tcp HOST:PORT SECONDS HALF_OPEN | tls HOST:PORT …
-import os, random, resource, socket, ssl, sys, time
+import os, random, resource, signal, socket, ssl, sys, time
 
 kind, target, seconds, half_open = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 end = time.monotonic() + seconds
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(True))
 counts = {"opened": 0, "cut": 0}
+
+
+def goes_on():
+    return not told and time.monotonic() < end
 
 
 def connect():
@@ -57,9 +63,9 @@ def round_of_garbage():
 
 print("flooding", flush=True)
 held = []
-while time.monotonic() < end:
+while goes_on():
     try:
-        while len(held) < half_open and time.monotonic() < end:
+        while len(held) < half_open and goes_on():
             stream = connect()
             stream.setblocking(False)
             if len(held) % 3:

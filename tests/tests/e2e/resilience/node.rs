@@ -63,7 +63,7 @@ impl Node {
         command.arg("--config").arg(self.dir.join("node.toml"));
         let mut process = Guard::spawn(&command, &self.log, Signal::SIGTERM, 5)?;
         let socket = self.workload_dir().join("workload.sock");
-        wait_until(Duration::from_secs(10), "the node's socket", || {
+        wait_until(Duration::from_secs(60), "the node's socket", || {
             if process.exited()?.is_some() {
                 return Ok(Some(Err(process.failure("a node that stays up"))));
             }
@@ -78,7 +78,7 @@ impl Node {
     pub fn kill(&mut self) -> Result<()> {
         let mut process = self.process.take().context("the node does not run")?;
         process.signal(Signal::SIGKILL)?;
-        process.wait(Duration::from_secs(10)).map(drop)
+        process.wait(Duration::from_secs(30)).map(drop)
     }
 
     pub fn pid(&self) -> Result<i32> {

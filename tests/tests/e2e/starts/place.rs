@@ -9,7 +9,7 @@ use mayfly_tests::harness::{Broker, BrokerOptions, Container, Docker, Image, Rea
 
 use crate::e2e::resilience::app::ALL;
 
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(30);
 pub const IMAGE: &str = "starts:app";
 /// With a shell, for applications that a test writes.
 pub const SHELL_IMAGE: &str = "starts:shell";
