@@ -18,7 +18,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 /// One request as it arrived: `METHOD PATH`, and its body.
 type Asked = (String, String);
@@ -38,10 +38,7 @@ impl Broker {
         let (tell, asked) = channel();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (line, body) = serve(&stream.unwrap(), &answer);
-                if tell.send((line, body)).is_err() {
-                    break;
-                }
+                serve(&stream.unwrap(), &tell, &answer);
             }
         });
         Self { socket, asked }
@@ -76,17 +73,14 @@ fn run(socket: &Path, arguments: &[&str], input: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(input.as_bytes())
-        .unwrap();
+    // It may end without having read any of it.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
 }
 
-/// Reads one request, answers it, and ends the connection.
-fn serve(stream: &UnixStream, answer: &dyn Fn(&str) -> (u16, Value)) -> Asked {
+/// Reads one request, tells of it before whoever asked can be done with the answer, answers it, and ends
+/// the connection.
+fn serve(stream: &UnixStream, tell: &Sender<Asked>, answer: &dyn Fn(&str) -> (u16, Value)) {
     let mut reader = BufReader::new(stream);
     let mut first = String::new();
     reader.read_line(&mut first).unwrap();
@@ -105,6 +99,8 @@ fn serve(stream: &UnixStream, answer: &dyn Fn(&str) -> (u16, Value)) -> Asked {
     reader.read_exact(&mut body).unwrap();
     let asked = first.trim_end().trim_end_matches(" HTTP/1.1").to_owned();
     let (status, json) = answer(&asked);
+    // Whoever listened may be gone.
+    let _ = tell.send((asked, String::from_utf8(body).unwrap()));
     let text = json.to_string();
     let head = format!(
         "HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n",
@@ -112,7 +108,6 @@ fn serve(stream: &UnixStream, answer: &dyn Fn(&str) -> (u16, Value)) -> Asked {
     );
     let mut writer = stream;
     writer.write_all((head + &text).as_bytes()).unwrap();
-    (asked, String::from_utf8(body).unwrap())
 }
 
 fn text(bytes: &[u8]) -> &str {

@@ -232,7 +232,7 @@ mod tests {
             assert!(early.is_err());
             child.kill().unwrap();
             child.wait().unwrap();
-            let told = tokio::time::timeout(Duration::from_secs(5), dead.recv()).await;
+            let told = tokio::time::timeout(Duration::from_secs(30), dead.recv()).await;
             assert_eq!(told.unwrap(), Some(key));
         });
         std::fs::remove_dir(&cgroup).unwrap();

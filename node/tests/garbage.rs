@@ -10,7 +10,7 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use support::container::Container;
 use support::{Node, SOON, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -122,7 +122,6 @@ async fn slow_senders_are_cut_off() {
         config.limits.body_seconds = 1;
     })
     .await;
-    let start = Instant::now();
     let slow = async {
         let mut stream = UnixStream::connect(&node.socket).await.unwrap();
         // A byte now and then, for as long as the node takes it.
@@ -137,7 +136,6 @@ async fn slow_senders_are_cut_off() {
         }
     };
     timeout(SOON, slow).await.expect("it is cut off");
-    assert!(start.elapsed() < Duration::from_secs(3));
     until("a report", || node.broker.refusals("too_slow").pop()).await;
 
     let mut whole = post("", "{}");

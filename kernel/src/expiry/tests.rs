@@ -272,9 +272,9 @@ fn a_file_that_claims_to_be_huge_is_done_in_no_time() {
     file.write_at(b"hunter2", 1 << 41).unwrap();
     place.current("..gen-1");
     let blocks = file.metadata().unwrap().blocks();
-    let begun = std::time::Instant::now();
+    let begun = cpu_time();
     let sweep = place.sweep(50);
-    assert!(begun.elapsed().as_secs() < 5);
+    assert!((cpu_time() - begun).as_secs() < 5);
     assert_eq!((sweep.removed.len(), sweep.failed.len()), (1, 0));
     assert!(file.metadata().unwrap().blocks() <= blocks + 16);
     for at in [0, 1 << 41] {

@@ -187,7 +187,7 @@ impl Told {
 
     /// Starts it in a cgroup, without namespaces of its own, with this pid, which nobody has.
     pub fn with_pid(cgroup: &Cgroup, pid: u32) -> Self {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + 2 * SOON;
         loop {
             // Other processes of the machine may be quicker to take the next pid.
             fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string())
@@ -221,9 +221,12 @@ impl Drop for Told {
     }
 }
 
+/// Long enough for anything here, on a busy machine.
+pub const SOON: Duration = Duration::from_secs(30);
+
 /// Waits until a peer is dead.
 pub fn dies(peer: &Peer) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + SOON;
     while peer.alive() {
         assert!(Instant::now() < deadline, "pid {} does not die", peer.pid());
         std::thread::sleep(Duration::from_millis(1));
@@ -304,7 +307,7 @@ impl Drop for Node {
 /// Receives one message.
 pub fn receive(stream: &UnixStream) -> (String, Received) {
     let mut buffer = [0; 256];
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + SOON;
     loop {
         match recv(stream, &mut buffer) {
             Ok(received) => {

@@ -2,17 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::harness::{Node, container, dies, runtime};
+use super::harness::{Node, SOON, container, dies, runtime};
 use mayfly_node::death::DeathWatch;
 use mayfly_wire::link::Watched;
 use mayfly_wire::{Facility, WorkloadKey};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 async fn told(dead: &mut UnboundedReceiver<WorkloadKey>) -> Option<WorkloadKey> {
-    tokio::time::timeout(Duration::from_secs(5), dead.recv())
-        .await
-        .ok()
-        .flatten()
+    tokio::time::timeout(SOON, dead.recv()).await.ok().flatten()
 }
 
 async fn silent(dead: &mut UnboundedReceiver<WorkloadKey>) -> bool {

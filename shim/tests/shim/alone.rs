@@ -1,5 +1,6 @@
 //! A sidecar with a user of its own.
 
+use std::io::BufRead;
 use std::process::{Command, Stdio};
 
 use nix::libc;
@@ -89,15 +90,21 @@ fn the_application_reads_and_can_do_nothing_to_it() {
 /// All that the shim does with an application it does with one of another user.
 #[test]
 fn it_is_signalled_restarted_and_reaped() {
-    let (place, [sidecar, app]) =
-        place("trap 'exit 9' TERM\ntrap 'echo HUP' HUP\necho life\nwhile :; do sleep 0.01; done");
-    let sidecar_text = std::fs::read_to_string(&sidecar).unwrap();
-    let asks = sidecar_text.replace(
-        "while :;",
-        "sleep 0.3; for what in 'signal 1' restart 'signal 15'; do echo $what >&0; read -r answer; \
-         echo $what: $answer; sleep 0.3; done\nwhile :;",
+    use std::os::unix::fs::PermissionsExt;
+    let (place, [_, app]) = place(
+        "say() { echo $1 >> $PLACE/said; }\ntrap 'exit 9' TERM\ntrap 'say HUP' HUP\nsay life\n\
+         while :; do sleep 0.01; done",
     );
-    std::fs::write(&sidecar, asks).unwrap();
+    // The application's user can write nowhere else.
+    let said = place.path("said");
+    std::fs::write(&said, "").unwrap();
+    std::fs::set_permissions(&said, PermissionsExt::from_mode(0o666)).unwrap();
+    // It asks for the next when the application has done what came before.
+    let asks = "until_said() { until [ $(wc -l < $PLACE/said) = $1 ]; do sleep 0.01; done; }\n\
+                ask() { echo $1 >&0; read -r answer; echo $1: $answer; }\n\
+                until_said 1; ask 'signal 1'; until_said 2; ask restart; until_said 3; ask 'signal 15'\n\
+                while :;";
+    let sidecar = place.script("asking", &SIDECAR.replace("while :;", asks));
     let with = [
         "--user=1000",
         "--sidecar",
@@ -108,7 +115,8 @@ fn it_is_signalled_restarted_and_reaped() {
     ];
     let output = end_of(shim(&place, &with).spawn().unwrap());
     assert_eq!(output.status.code(), Some(9), "{}", text(&output.stderr));
-    assert_eq!(text(&output.stdout), "life\nHUP\nlife\n");
+    let said = std::fs::read_to_string(said).unwrap();
+    assert_eq!(said, "life\nHUP\nlife\n");
     let said = text(&output.stderr);
     assert!(said.contains("signal 1: ok\nrestart: ok\n"), "{said}");
 }
@@ -125,11 +133,12 @@ fn a_stop_reaches_it() {
         "--",
         &app,
     ];
-    let child = shim(&place, &with).spawn().unwrap();
-    // The shim takes the place of `unshare` and `sh`.
-    let called = || std::fs::read_to_string(format!("/proc/{}/task/{0}/children", child.id()));
-    wait_for(|| called().unwrap_or_default().split_whitespace().count() == 2);
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    let mut child = shim(&place, &with).spawn().unwrap();
+    let mut up = String::new();
+    let said = child.stdout.take().unwrap();
+    std::io::BufReader::new(said).read_line(&mut up).unwrap();
+    assert_eq!(up, "up\n");
+    // The shim has taken the place of `unshare` and `sh`.
     send(&child, libc::SIGTERM);
     assert_eq!(end_of(child).status.code(), Some(9));
 }

@@ -89,24 +89,29 @@ fn it_restarts_the_application_and_nothing_else() {
 
 #[test]
 fn one_that_does_not_end_is_killed_and_started_again() {
-    let place = Place::new();
     let app = "trap '' TERM\necho $$ >> $PLACE/lives\nwhile :; do sleep 0.01; done";
-    let child = start(&place, &["--grace=200ms"], app);
-    wait_for(|| lives_of(&place) == 1);
-    let asked = Instant::now();
-    ask(&place, "restart");
-    answers(&place, "ok");
-    assert!(asked.elapsed() >= Duration::from_millis(200));
-    wait_for(|| lives_of(&place) == 2);
-    // The same limit holds for who is stopped from outside, because it was given.
-    send(&child, libc::SIGTERM);
-    let output = end_of(child);
-    assert_eq!(output.status.code(), Some(137));
-    assert_eq!(text(&output.stderr).matches("is killed").count(), 2);
-    assert!(
-        !place.secrets().join("..data").exists(),
-        "the sidecar had time to wipe"
-    );
+    // The sidecar has the same time to wipe: more, if the machine makes it need that.
+    for grace in [200, 3_000] {
+        let place = Place::new();
+        let child = start(&place, &[&format!("--grace={grace}ms")], app);
+        wait_for(|| lives_of(&place) == 1);
+        let asked = Instant::now();
+        ask(&place, "restart");
+        answers(&place, "ok");
+        assert!(asked.elapsed() >= Duration::from_millis(grace));
+        wait_for(|| lives_of(&place) == 2);
+        // The same limit holds for who is stopped from outside, because it was given.
+        send(&child, libc::SIGTERM);
+        let output = end_of(child);
+        assert_eq!(output.status.code(), Some(137));
+        let said = text(&output.stderr);
+        assert_eq!(said.matches("is killed").count(), 2);
+        if !said.contains("the sidecar did not end in time") {
+            assert!(!place.secrets().join("..data").exists());
+            return;
+        }
+    }
+    panic!("the sidecar had no time to wipe");
 }
 
 #[test]

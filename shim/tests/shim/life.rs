@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
-use crate::support::{Place, SHIM, SIDECAR, end_of, finish, pid_in, publish, send, text, wait_for};
+use crate::support::{
+    Place, SHIM, SIDECAR, end_of, finish, listens, pid_in, publish, send, text, wait_for,
+};
 
 #[test]
 fn without_a_sidecar_the_application_takes_the_shims_place() {
@@ -136,17 +138,19 @@ fn a_signal_stops_the_start_up() {
     let place = Place::new();
     let sidecar = place.script(
         "sidecar",
-        "trap 'echo wiped > $PLACE/log; exit' TERM\nwhile :; do sleep 0.01; done",
+        "trap 'echo wiped > $PLACE/log; exit' TERM\ntouch $PLACE/up\nwhile :; do sleep 0.01; done",
     );
     for options in [&[][..], &["--sidecar", "--sidecar-path", &sidecar]] {
         let mut command = place.shim(options);
         let child = command.args(["--", "true"]).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(150));
+        listens(child.id() as i32);
+        wait_for(|| options.is_empty() || place.path("up").exists());
         send(&child, libc::SIGUSR1);
         let sent = Instant::now();
         send(&child, libc::SIGTERM);
         assert_eq!(end_of(child).status.code(), Some(143));
-        assert!(sent.elapsed() < Duration::from_secs(1));
+        // And not at the end of the time that it has, half a minute.
+        assert!(sent.elapsed() < Duration::from_secs(15));
     }
     assert_eq!(
         std::fs::read_to_string(place.path("log")).unwrap(),
@@ -220,9 +224,10 @@ fn a_terminals_signal_arrives_once() {
     wait_for(|| place.path("ready").exists());
     let mut keys = child.stdin.take().unwrap();
     keys.write_all(b"\x03").unwrap();
-    wait_for(|| place.path("got").exists());
+    let got = || std::fs::read_to_string(place.path("got")).unwrap_or_default();
+    wait_for(|| !got().is_empty());
     std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(std::fs::read_to_string(place.path("got")).unwrap(), "INT\n");
+    assert_eq!(got(), "INT\n");
     let log = std::fs::read_to_string(place.path("log")).unwrap();
     assert!(!log.contains("wiped"), "the sidecar does not get it: {log}");
     std::fs::write(place.path("stop"), "").unwrap();

@@ -40,8 +40,7 @@ fn it_gets_its_arguments_and_wipes_before_the_end() {
 fn it_stands_beside_the_shim_if_nothing_else_is_said() {
     let place = Place::new();
     place.script("mayfly-sidecar", SIDECAR);
-    let shim = place.path("mayfly-shim");
-    std::fs::copy(SHIM, &shim).unwrap();
+    let shim = place.program("mayfly-shim", &std::fs::read(SHIM).unwrap());
     let mut command = std::process::Command::new(&shim);
     command
         .args(["run", "--sidecar", "--dir"])
@@ -69,21 +68,22 @@ fn one_that_dies_early_is_started_again() {
 fn one_that_never_publishes_runs_out_of_time() {
     let place = Place::new();
     let sidecar = place.script("sidecar", "echo try >> $PLACE/log; exit 1");
-    let options = [
-        "--timeout=1s",
-        "--sidecar",
-        "--sidecar-path",
-        &sidecar,
-        "--",
-        "true",
-    ];
-    let output = finish(&mut place.shim(&options));
-    assert_eq!(output.status.code(), Some(69));
-    let tries = log(&place).lines().count();
-    assert!((2..50).contains(&tries), "it backs off: {tries}");
-    let said = text(&output.stderr);
-    let ended = said.matches("the sidecar ended (exit status: 1) and is started again");
-    assert!(ended.count().abs_diff(tries) <= 1, "{said}");
+    // The first is long enough for several tries, unless the machine is too busy.
+    for timeout in ["--timeout=1s", "--timeout=20s"] {
+        let with = ["--sidecar", "--sidecar-path", &sidecar, "--", "true"];
+        let output = finish(&mut place.shim(&[&[timeout][..], &with].concat()));
+        assert_eq!(output.status.code(), Some(69));
+        let tries = log(&place).lines().count();
+        let said = text(&output.stderr);
+        let ended = said.matches("the sidecar ended (exit status: 1) and is started again");
+        assert!(ended.count().abs_diff(tries) <= 1, "{said}");
+        assert!(tries < 50, "it backs off: {tries}");
+        if tries > 1 {
+            return;
+        }
+        std::fs::remove_file(place.path("log")).unwrap();
+    }
+    panic!("it is not started again");
 }
 
 #[test]
@@ -94,7 +94,8 @@ fn a_refused_set_up_ends_at_once() {
         let options = ["--sidecar", "--sidecar-path", &sidecar, "--", "true"];
         let started = Instant::now();
         let output = finish(&mut place.shim(&options));
-        assert!(started.elapsed() < Duration::from_secs(2));
+        // Without a bundle, it would otherwise wait for half a minute.
+        assert!(started.elapsed() < Duration::from_secs(15));
         assert_eq!(output.status.code(), Some(code));
         let said = text(&output.stderr);
         assert!(
@@ -245,7 +246,8 @@ fn nothing_readable_is_left_whatever_became_of_the_sidecar() {
             "app",
             &format!("touch $PLACE/up; while ! [ -e $PLACE/stop ]; do sleep 0.01; done\n{act} $(cat $PLACE/pid)"),
         );
-        let options = ["--sidecar", "--sidecar-path", &sidecar, option, "--", &app];
+        let with = ["--grace=20s", "--sidecar", "--sidecar-path"];
+        let options = [&with[..], &[&sidecar, option, "--", &app]].concat();
         let child = place.shim(&options).spawn().unwrap();
         wait_for(|| place.path("up").exists());
         let mut held = std::fs::File::open(place.secrets().join("..data/a")).unwrap();
@@ -253,7 +255,7 @@ fn nothing_readable_is_left_whatever_became_of_the_sidecar() {
         let begun = Instant::now();
         let output = end_of(child);
         let said = text(&output.stderr);
-        assert!(begun.elapsed() < Duration::from_secs(4), "{said}");
+        assert!(begun.elapsed() < Duration::from_secs(15), "{said}");
         let mut bytes = Vec::new();
         held.read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes, [0; 6], "{act}: {said}");

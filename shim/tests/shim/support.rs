@@ -1,5 +1,6 @@
 //! Starting the shim, and what it waits for.
 
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -38,17 +39,27 @@ impl Place {
 
     /// An executable shell script, with `$DIR` for the secrets and `$PLACE` for this place.
     pub fn script(&self, name: &str, body: &str) -> String {
-        use std::os::unix::fs::PermissionsExt;
-        let path = self.path(name);
         let (place, dir) = (self.0.display(), self.secrets());
         let dir = dir.display();
-        std::fs::write(
-            &path,
-            format!("#!/bin/bash\nPLACE={place} DIR={dir}\n{body}\n"),
-        )
-        .unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        let text = format!("#!/bin/bash\nPLACE={place} DIR={dir}\n{body}\n");
+        let path = self.program(name, text.as_bytes());
         path.display().to_string()
+    }
+
+    /// An executable file. It is another process that writes it: what a thread of ours has open for
+    /// writing, every child has open that another test starts just then, and as long as one has, the
+    /// file cannot be executed.
+    pub fn program(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        let mut writer = Command::new("sh")
+            .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        writer.stdin.take().unwrap().write_all(content).unwrap();
+        assert!(writer.wait().unwrap().success());
+        path
     }
 
     /// `mayfly-shim run` for this place's secrets, with these options.
@@ -95,24 +106,24 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Runs to the end, within ten seconds.
+/// Runs to the end, within half a minute.
 pub fn finish(command: &mut Command) -> Output {
     end_of(command.spawn().unwrap())
 }
 
-/// Waits for the end, at most ten seconds.
+/// Waits for the end, at most half a minute.
 pub fn end_of(mut child: Child) -> Output {
     wait_for(|| child.try_wait().unwrap().is_some());
     child.wait_with_output().unwrap()
 }
 
-/// Waits until something holds, at most ten seconds.
+/// Waits until something holds, at most half a minute.
 pub fn wait_for(mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(
             Instant::now() < deadline,
-            "it did not come to hold in ten seconds"
+            "it did not come to hold in half a minute"
         );
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -129,6 +140,22 @@ pub fn pid_in(place: &Place, name: &str) -> i32 {
 pub fn lives(pid: i32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     !status.is_empty() && !status.contains("\nState:\tZ")
+}
+
+/// Waits until a process has taken signals over, as the shim does: from then on none is lost, nor strikes.
+pub fn listens(pid: i32) {
+    let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let blocks_sigterm = |mask: &str| {
+        let mask = u64::from_str_radix(mask.trim(), 16).unwrap();
+        mask & (1 << (nix::libc::SIGTERM - 1)) != 0
+    };
+    wait_for(|| {
+        let status = status();
+        let mut masks = status
+            .lines()
+            .filter_map(|line| line.strip_prefix("SigBlk:"));
+        masks.any(blocks_sigterm)
+    });
 }
 
 pub fn send(child: &Child, signal: i32) {

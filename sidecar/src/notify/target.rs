@@ -124,7 +124,10 @@ mod tests {
     fn start(name: &str) -> Named {
         let path = std::env::temp_dir().join(name);
         let _ = fs::remove_file(&path);
-        fs::copy("/bin/sleep", &path).unwrap();
+        // By another process: what we have open for writing, another test's child may have open too, and
+        // then it cannot be executed.
+        let copied = Command::new("cp").arg("/bin/sleep").arg(&path).status();
+        assert!(copied.unwrap().success());
         let mut command = Command::new(&path);
         command.arg("60").stdin(Stdio::null());
         Named(command.spawn().unwrap(), path)

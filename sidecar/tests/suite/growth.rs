@@ -55,6 +55,9 @@ fn a_day_of_rotations_leaves_nothing_behind() {
         eventually("only the last generation is left", || {
             sandbox.generations() == 1
         });
+        eventually("the last command has ended", || {
+            sandbox.status()["status"]["notify"][0]["state"] == "idle"
+        });
     };
     rotate(100);
     let before = (resident(sidecar.pid()), descriptors(sidecar.pid()));

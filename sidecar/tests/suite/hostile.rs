@@ -66,8 +66,10 @@ fn names_planted_while_it_runs_stop_publishing_and_nothing_else() {
     // Whether anybody listens changes nothing.
     let report = server.report("503 X");
     assert_eq!((report.generation, report.code), (3, PublishFault::Symlink));
-    fs::remove_file(&data).unwrap();
-    symlink(&real, &data).unwrap();
+    // At once: between two steps it could try again, and make the link itself.
+    let back = sandbox.dir().join("back");
+    symlink(&real, &back).unwrap();
+    fs::rename(&back, &data).unwrap();
     peer.acknowledged();
     let file = data.join("a");
     fs::remove_file(&file).unwrap();

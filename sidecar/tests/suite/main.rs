@@ -9,6 +9,7 @@
     reason = "clippy leaves only functions marked as tests alone, not their helpers"
 )]
 
+mod acknowledge;
 mod budgets;
 mod clock;
 mod crashes;

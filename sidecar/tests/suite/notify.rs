@@ -1,4 +1,4 @@
-//! Telling the application: each way, debounced, tried again, acknowledged.
+//! Telling the application: each way, debounced, tried again.
 
 use crate::sandbox::{Sandbox, eventually};
 use crate::server::{Server, value};
@@ -11,19 +11,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// A program that notes each call, with what it was given.
-fn program(sandbox: &Sandbox, last: &str) -> (PathBuf, PathBuf) {
-    let (path, calls) = (sandbox.base().join("reload"), sandbox.base().join("calls"));
+pub fn program(sandbox: &Sandbox, last: &str) -> (PathBuf, PathBuf) {
+    let calls = sandbox.base().join("calls");
     let script = format!(
         "#!/bin/sh\necho \"$* $MAYFLY_GENERATION $MAYFLY_CHANGED\" >> {}\nenv | sort > {}.env\n{last}\n",
         calls.display(),
         calls.display(),
     );
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    (path, calls)
+    (sandbox.program("reload", script.as_bytes()), calls)
 }
 
-fn lines(path: &PathBuf) -> Vec<String> {
+pub fn lines(path: &PathBuf) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.lines().map(str::to_owned).collect()
 }
@@ -46,13 +44,15 @@ fn a_command_hears_of_what_changed_and_only_of_that() {
         "of the first set nobody is told, nor of b"
     );
     // Changes that come together are told together.
+    let start = Instant::now();
     for number in 0..10 {
         peer.publish(&[value("a", format!("secret-{number}")), value("b", "2")]);
     }
     sidecar.says("told the application how=\"command");
     let generation = fs::read_link(sandbox.dir().join("..data")).unwrap();
     let told = lines(&calls);
-    assert!(told.len() <= 2, "{told:?}");
+    let most = start.elapsed().as_millis() / 150;
+    assert!(told.len() as u128 <= most, "{told:?}, not {most}");
     assert!(
         told[0].starts_with("one two words ..gen-") && told[0].ends_with(" a"),
         "{told:?}"
@@ -172,7 +172,7 @@ fn a_command_that_hangs_is_ended_with_all_that_it_started() {
     let server = Server::bind(&sandbox.socket());
     let (program, calls) = program(
         &sandbox,
-        "sleep 1000 & echo $! >> $(dirname $0)/calls; wait",
+        "sleep 1000 & echo sleeper $! >> $(dirname $0)/calls; wait",
     );
     let config = sandbox.config(&format!(
         "[[notify]]\ncommand = [{program:?}]\ntimeout = \"300ms\"\nattempts = 1\n"
@@ -180,9 +180,15 @@ fn a_command_that_hangs_is_ended_with_all_that_it_started() {
     let sidecar = sandbox.start(&["--config", &config]);
     let mut peer = server.session();
     peer.publish(&[value("a", "1")]);
-    peer.publish(&[value("a", "2")]);
-    sidecar.says("it took longer than 300ms");
-    let sleeper = lines(&calls)[1].clone();
+    // On a busy machine it may be ended before it comes so far.
+    let sleeper = (2..50).find_map(|number| {
+        peer.publish(&[value("a", number.to_string())]);
+        let slow = || sidecar.log().matches("it took longer than 300ms").count();
+        eventually("it takes too long", || slow() == number - 1);
+        let mut told = lines(&calls).into_iter();
+        told.find_map(|line| Some(line.strip_prefix("sleeper ")?.to_owned()))
+    });
+    let sleeper = sleeper.unwrap();
     eventually("its child is gone", || {
         let stat = fs::read_to_string(format!("/proc/{sleeper}/stat"));
         stat.map_or(true, |stat| stat.contains(") Z "))
@@ -232,14 +238,15 @@ fn the_parent_is_signalled() {
 fn process_one_of_a_shared_pid_namespace_is_signalled() {
     let sandbox = Sandbox::new();
     let server = Server::bind(&sandbox.socket());
-    let heard = sandbox.base().join("heard");
+    let [heard, ready] = ["heard", "ready"].map(|name| sandbox.base().join(name));
     let config = sandbox.config(
         "[application]\nprocess = \"init\"\n[[notify]]\nsignal = \"HUP\"\ndebounce = \"1ms\"\n",
     );
     // The application is process 1, and the sidecar, as a companion would, joins its namespace.
     let script = format!(
-        "trap 'echo hup >> {}' HUP; while :; do sleep 0.05; done",
-        heard.display()
+        "trap 'echo hup >> {}' HUP; echo ready > {}; while :; do sleep 0.05; done",
+        heard.display(),
+        ready.display()
     );
     let mut application = std::process::Command::new("unshare")
         .args([
@@ -253,13 +260,12 @@ fn process_one_of_a_shared_pid_namespace_is_signalled() {
         ])
         .spawn()
         .unwrap();
+    eventually("the application heeds signals", || {
+        !lines(&ready).is_empty()
+    });
     let init = {
         let children = format!("/proc/{0}/task/{0}/children", application.id());
-        let mut text = String::new();
-        eventually("the application starts", || {
-            text = fs::read_to_string(&children).unwrap();
-            !text.is_empty()
-        });
+        let text = fs::read_to_string(&children).unwrap();
         text.trim().to_owned()
     };
     let mut sidecar = std::process::Command::new("nsenter")
@@ -353,74 +359,6 @@ fn without_a_shim_nobody_restarts_and_that_is_said() {
 }
 
 #[test]
-fn the_broker_hears_when_the_command_has_succeeded() {
-    let sandbox = Sandbox::new();
-    let server = Server::bind(&sandbox.socket());
-    let (program, calls) = program(&sandbox, "sleep 0.5");
-    let config = sandbox.config(&format!(
-        "[[notify]]\ncommand = [{program:?}]\ndebounce = \"1ms\"\n[acknowledge]\ntimeout = \"20s\"\n"
-    ));
-    let _sidecar = sandbox.start(&["--config", &config]);
-    let mut peer = server.session();
-    // Nobody uses anything older than the first set.
-    peer.publish(&[value("a", "1")]);
-    let start = Instant::now();
-    peer.bundle(&[value("a", "2")]);
-    eventually("it is published", || sandbox.read("a") == b"2");
-    eventually("the command runs", || lines(&calls).len() == 1);
-    assert_eq!(sandbox.status()["status"]["acknowledging"], true);
-    peer.acknowledged();
-    let took = start.elapsed();
-    assert!(
-        took >= Duration::from_millis(500) && took < Duration::from_secs(10),
-        "{took:?}"
-    );
-    // What changes nothing is acknowledged at once.
-    peer.publish(&[value("a", "2")]);
-    assert_eq!(lines(&calls).len(), 1);
-}
-
-#[test]
-fn the_application_acknowledges_by_a_file_and_nobody_does_it_in_its_place() {
-    let sandbox = Sandbox::new();
-    let server = Server::bind(&sandbox.socket());
-    let word = sandbox.base().join("loaded");
-    let config = sandbox.config(&format!(
-        "[acknowledge]\nfile = {word:?}\ntimeout = \"1500ms\"\n"
-    ));
-    let sidecar = sandbox.start(&["--config", &config]);
-    let current = || fs::read_link(sandbox.dir().join("..data")).unwrap();
-    let mut peer = server.session();
-    peer.publish(&[value("a", "1")]);
-    peer.bundle(&[value("a", "2")]);
-    eventually("it is published", || sandbox.read("a") == b"2");
-    let start = Instant::now();
-    fs::write(&word, "..gen-another").unwrap();
-    std::thread::sleep(Duration::from_millis(200));
-    fs::write(&word, current().to_str().unwrap()).unwrap();
-    peer.acknowledged();
-    let took = start.elapsed();
-    assert!(took < Duration::from_millis(1400), "{took:?}");
-    assert_eq!(sandbox.ask(&["health"]).1, 0);
-    // Without a word, it is said at the end of its time. A new session does not make it forget.
-    peer.bundle(&[value("a", "3")]);
-    eventually("it is published", || sandbox.read("a") == b"3");
-    drop(peer);
-    let mut peer = server.session();
-    peer.bundle(&[value("a", "3")]);
-    let report = server.report("204 No Content");
-    assert_eq!(report.code, PublishFault::NotAcknowledged);
-    sidecar.says("not acknowledged");
-    let (said, code) = sandbox.ask(&["health"]);
-    assert!(code == 1 && said.contains("not acknowledged"), "{said}");
-    assert!(peer.is_silent(Duration::from_millis(500)));
-    // Late is better than never.
-    fs::write(&word, current().to_str().unwrap()).unwrap();
-    peer.acknowledged();
-    eventually("it is well again", || sandbox.ask(&["health"]).1 == 0);
-}
-
-#[test]
 fn what_a_killed_sidecar_did_not_tell_the_next_one_tells() {
     let sandbox = Sandbox::new();
     let server = Server::bind(&sandbox.socket());
@@ -481,11 +419,8 @@ fn nothing_is_left_running_when_it_ends() {
 fn it_ends_with_the_application_that_it_follows() {
     let sandbox = Sandbox::new();
     let server = Server::bind(&sandbox.socket());
-    let program = sandbox
-        .base()
-        .join(format!("job-{}", std::process::id() % 100_000));
-    fs::copy("/bin/sleep", &program).unwrap();
-    let name = program.file_name().unwrap().to_str().unwrap().to_owned();
+    let name = format!("job-{}", std::process::id() % 100_000);
+    let program = sandbox.program(&name, &fs::read("/bin/sleep").unwrap());
     let config = sandbox.config(&format!(
         "[application]\nprocess = \"name:{name}\"\nexit_with = true\n"
     ));
@@ -496,13 +431,27 @@ fn it_ends_with_the_application_that_it_follows() {
     std::thread::sleep(Duration::from_millis(700));
     assert!(sandbox.has("a"));
     let mut job = std::process::Command::new(&program)
-        .arg("1.5")
+        .arg("1000")
         .spawn()
         .unwrap();
+    // For a moment it holds every process, while it looks for this one.
+    for _ in 0..2 {
+        eventually("it is followed", || holds(sidecar.pid(), job.id()));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    job.kill().unwrap();
     job.wait().unwrap();
-    let start = Instant::now();
     assert_eq!(sidecar.wait().code(), Some(0));
-    assert!(start.elapsed() < Duration::from_secs(1));
     sidecar.says("the application has ended");
     assert!(sandbox.names().is_empty());
+}
+
+/// Whether one process has a pidfd of the other (proc_pid_fdinfo(5)).
+fn holds(holder: u32, held: u32) -> bool {
+    let wanted = format!("Pid:\t{held}");
+    let mut entries = fs::read_dir(format!("/proc/{holder}/fdinfo")).unwrap();
+    entries.any(|entry| {
+        let text = fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
+        text.lines().any(|line| line == wanted)
+    })
 }

@@ -1,7 +1,7 @@
 //! `sidecar.toml`: what is published, in which form.
 
-use crate::sandbox::Sandbox;
-use crate::server::{Given, Server, fields, in_milliseconds, value};
+use crate::sandbox::{Sandbox, in_time};
+use crate::server::{Given, Server, ending, fields, in_milliseconds, is_to_come, value};
 use mayfly_wire::{Code, PublishFault};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -216,12 +216,15 @@ fn so_it_is_of_what_has_no_output() {
     peer.publish(&[value("b", "4")]);
     assert!(!sandbox.has("a"));
     // It is good until its end, and no longer.
-    let mut short = value("a", "3");
-    short.expires_at = in_milliseconds(1_000);
-    peer.publish(&[short, value("b", "4")]);
-    peer.bundle_without(&[value("b", "5")], "a", Code::Unavailable);
-    peer.acknowledged();
-    assert_eq!(sandbox.read("a"), b"3");
+    in_time(|left| {
+        let end = in_milliseconds(left);
+        let [short] = ending(end, ["a"]);
+        peer.publish(&[short, value("b", "4")]);
+        peer.bundle_without(&[value("b", "5")], "a", Code::Unavailable);
+        peer.acknowledged();
+        let found = sandbox.find("a");
+        is_to_come(end).then(|| assert_eq!(found.unwrap(), b"secret"))
+    });
     sidecar.says("expired names=\"a\"");
     assert!(!sandbox.has("a") && !sandbox.has("..data/a"));
     assert_eq!(sandbox.read("b"), b"5");

@@ -2,14 +2,18 @@
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// How long a replaced generation stays readable.
+pub const GRACE: Duration = Duration::from_secs(1);
 
 /// Directories for one test: `secrets`, a tmpfs, and beside it the socket and the log.
 pub struct Sandbox(PathBuf);
@@ -99,8 +103,29 @@ impl Sandbox {
     /// The same without what the sidecar shows of itself.
     pub fn published_names(&self) -> Vec<String> {
         let mut names = self.names();
-        names.retain(|name| !matches!(name.as_str(), "..alive" | "..status"));
+        names.retain(|name| !matches!(name.as_str(), "..alive" | "..status" | "..status_new"));
         names
+    }
+
+    /// What is published under this name, if anything is.
+    pub fn find(&self, name: &str) -> Option<Vec<u8>> {
+        fs::read(self.dir().join(name)).ok()
+    }
+
+    /// An executable file. It is another process that writes it: what a thread of ours has open for
+    /// writing, every child has open that another test starts just then, and as long as one has, the
+    /// file cannot be executed.
+    pub fn program(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.0.join(name);
+        let mut writer = Command::new("sh")
+            .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        writer.stdin.take().unwrap().write_all(content).unwrap();
+        assert!(writer.wait().unwrap().success());
+        path
     }
 
     /// The configuration `text`, for `--config`.
@@ -196,11 +221,18 @@ impl Drop for Sidecar {
     }
 }
 
-/// Waits until something holds, ten seconds at most.
+/// Does what must be seen before an end that is so many milliseconds away. An attempt that the machine
+/// made too late shows nothing, and is made again with more time.
+pub fn in_time<T>(attempt: impl FnMut(u64) -> Option<T>) -> T {
+    let done = [1_000, 4_000, 16_000].into_iter().find_map(attempt);
+    done.expect("a machine that is not this slow")
+}
+
+/// Waits until something holds, half a minute at most.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(10), "never: {what}");
+        assert!(start.elapsed() < Duration::from_secs(30), "never: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

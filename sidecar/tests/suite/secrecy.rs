@@ -1,6 +1,6 @@
 //! After publishing, the process holds nothing of a value.
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, eventually};
 use crate::server::{Given, Server, fields, value};
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -14,8 +14,22 @@ fn random(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// How many places of a process's memory hold any 16 bytes in a row of any of the values.
+/// How many places of a process's memory hold any 16 bytes in a row of any of the values. It is stopped
+/// meanwhile, so that its memory is all the time what it is first found to be.
 fn places(pid: u32, values: &[Vec<u8>]) -> usize {
+    let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let send = |signal| {
+        let pid = nix::unistd::Pid::from_raw(pid.try_into().unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    };
+    send(nix::sys::signal::SIGSTOP);
+    eventually("it stops", || stat().contains(") T "));
+    let found = places_of_the_stopped(pid, values);
+    send(nix::sys::signal::SIGCONT);
+    found
+}
+
+fn places_of_the_stopped(pid: u32, values: &[Vec<u8>]) -> usize {
     let wanted: HashSet<&[u8]> = values
         .iter()
         .flat_map(|value| value.windows(WINDOW))

@@ -232,6 +232,19 @@ pub fn in_milliseconds(from_now: u64) -> u64 {
     u64::try_from(now.as_millis()).unwrap() + from_now
 }
 
+/// Whether such a time is still to come, for a sidecar as well, which counts in whole milliseconds.
+pub fn is_to_come(time: u64) -> bool {
+    in_milliseconds(10) < time
+}
+
+/// Of these names, with one end.
+pub fn ending<const N: usize>(expires_at: u64, names: [&'static str; N]) -> [Given; N] {
+    names.map(|name| Given {
+        expires_at,
+        ..value(name, "secret")
+    })
+}
+
 /// What values are sealed for.
 #[derive(Clone)]
 pub struct Sealing {

@@ -19,8 +19,7 @@ impl Shim {
     fn start(sandbox: &Sandbox, config: &str, awaited: Option<&str>) -> Self {
         let config = sandbox.config(config);
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let limit = Some(Duration::from_secs(10));
-        ours.set_read_timeout(limit).unwrap();
+        ours.set_read_timeout(Some(LIMIT)).unwrap();
         let sidecar = Command::new(env!("CARGO_BIN_EXE_mayfly-sidecar"))
             .args(["--shim", "--config", &config, "--dir"])
             .arg(sandbox.dir())
@@ -45,9 +44,7 @@ impl Shim {
         limit(duration);
         let nothing = self.stream.buffer().is_empty() && self.stream.fill_buf().is_err();
         let stream = self.stream.get_ref();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
         nothing
     }
 
@@ -66,6 +63,7 @@ impl Drop for Shim {
 const ON_HUP: &str = "[application]\nprocess = \"parent\"\n\
                       [[notify]]\nsignal = \"HUP\"\ndebounce = \"1ms\"\n[acknowledge]\n";
 const MOMENT: Duration = Duration::from_millis(300);
+const LIMIT: Duration = Duration::from_secs(30);
 
 #[test]
 fn what_runs_with_what_it_waited_for_is_told_whatever_else_is_missing() {
@@ -191,7 +189,7 @@ fn a_late_answer_counts_for_what_it_answers_and_for_nothing_else() {
             if found == state && why.as_str().unwrap_or("").contains(error) {
                 return;
             }
-            let late = start.elapsed() > Duration::from_secs(10);
+            let late = start.elapsed() > LIMIT;
             assert!(!late, "{found} {why}, not {state} {error}");
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -1,32 +1,40 @@
 //! When files cannot be written, or the place is not any more what it was.
 
-use crate::sandbox::{Sandbox, eventually};
-use crate::server::{Server, fields, in_milliseconds, value};
+use crate::sandbox::{Sandbox, eventually, in_time};
+use crate::server::{Given, Server, ending, fields, in_milliseconds, is_to_come, value};
 use mayfly_wire::{Code, PublishFault};
 use std::fs;
 use std::time::Duration;
 
 #[test]
 fn what_does_not_fit_costs_nothing_else_its_renewal() {
+    in_time(does_not_fit);
+}
+
+fn does_not_fit(left: u64) -> Option<()> {
     let sandbox = Sandbox::with("size=64k");
     let server = Server::bind(&sandbox.socket());
     let mut sidecar = sandbox.start(&[]);
     let mut peer = server.session();
-    let set = |other: &[u8], left: u64| {
-        let mut all = [
+    let set = |other: &[u8]| {
+        [
             fields("db", &[("password", b"good"), ("username", b"app")]),
             value("other", other),
             value("token", "good"),
-        ];
-        for one in &mut all {
-            one.expires_at = in_milliseconds(left);
-        }
-        all
+        ]
     };
-    peer.publish(&set(b"1", 2_500));
+    peer.publish(&set(b"1"));
     assert_eq!(sandbox.ask(&["health"]).1, 0);
-    peer.bundle(&set(&[b'x'; 200_000], 3_600_000));
+    let expires_at = in_milliseconds(left);
+    peer.publish(&set(b"1").map(|given| Given {
+        expires_at,
+        ..given
+    }));
+    peer.bundle(&set(&[b'x'; 200_000]));
     let report = server.report("204 No Content");
+    if !is_to_come(expires_at) {
+        return None;
+    }
     assert_eq!(report.code, PublishFault::NoSpace);
     let (said, code) = sandbox.ask(&["health"]);
     assert!(code == 1 && said.contains("publishing failed: "), "{said}");
@@ -49,10 +57,11 @@ fn what_does_not_fit_costs_nothing_else_its_renewal() {
     assert_eq!(sandbox.read("token"), b"good");
     let (said, code) = sandbox.ask(&["health"]);
     assert!(code == 1 && said.contains("expired: other"), "{said}");
-    peer.publish(&set(b"2", 3_600_000));
+    peer.publish(&set(b"2"));
     peer.ping();
     assert_eq!(sandbox.ask(&["health"]), ("ok\n".to_owned(), 0));
     assert!(!sidecar.log().contains("expired names"));
+    Some(())
 }
 
 #[test]
@@ -110,16 +119,20 @@ fn a_name_that_is_taken_costs_nothing_else_its_renewal_either() {
     let server = Server::bind(&sandbox.socket());
     let sidecar = sandbox.start(&[]);
     let mut peer = server.session();
-    let mut short = value("a", "good");
-    short.expires_at = in_milliseconds(1_500);
-    peer.publish(&[short]);
     fs::write(sandbox.dir().join("b"), "not ours").unwrap();
-    peer.bundle(&[value("a", "good"), value("b", "1")]);
-    sidecar.says("at `b`");
-    std::thread::sleep(Duration::from_millis(2_000));
+    let left = in_time(|left| {
+        let end = in_milliseconds(left);
+        peer.publish(&ending(end, ["a"]));
+        let said = sidecar.log().matches("at `b`").count();
+        peer.bundle(&[value("a", "secret"), value("b", "1")]);
+        eventually("at `b`", || sidecar.log().matches("at `b`").count() > said);
+        is_to_come(end).then_some(left)
+    });
+    let before = sidecar.log().matches("expired").count();
+    std::thread::sleep(Duration::from_millis(left + 500));
     peer.ping();
-    assert_eq!(sandbox.read("a"), b"good");
-    assert!(!sidecar.log().contains("expired"));
+    assert_eq!(sandbox.read("a"), b"secret");
+    assert_eq!(sidecar.log().matches("expired").count(), before);
 }
 
 #[test]

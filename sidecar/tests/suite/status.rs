@@ -138,8 +138,7 @@ fn that_it_cannot_end_with_the_application_is_said() {
     let sandbox = Sandbox::new();
     let server = Server::bind(&sandbox.socket());
     let name = format!("twice-{}", std::process::id() % 100_000);
-    let program = sandbox.base().join(&name);
-    std::fs::copy("/bin/sleep", &program).unwrap();
+    let program = sandbox.program(&name, &std::fs::read("/bin/sleep").unwrap());
     let start = || {
         let mut command = std::process::Command::new(&program);
         command.arg("1000").spawn().unwrap()
@@ -152,11 +151,10 @@ fn that_it_cannot_end_with_the_application_is_said() {
     let mut peer = server.session();
     peer.publish(&[value("a", "1")]);
     sidecar.says("cannot end with the application");
-    let (said, _) = sandbox.ask(&["status"]);
-    assert!(
-        said.contains("exit_with   cannot be kept: 2 processes"),
-        "{said}"
-    );
+    eventually("its status says so", || {
+        let (said, _) = sandbox.ask(&["status"]);
+        said.contains("exit_with   cannot be kept: 2 processes")
+    });
     std::thread::sleep(std::time::Duration::from_millis(1_200));
     let log = sidecar.log();
     assert_eq!(log.matches("cannot end with").count(), 1, "{log}");

@@ -9,28 +9,42 @@ use std::process::{Child, Command};
 const ROTATIONS: u32 = 50;
 
 /// Python, because it is what such services are written in. Each opens `..data` once and reads all
-/// through that descriptor, and writes down what it saw.
+/// through that descriptor, and writes down what it saw. What it read longer than a replaced generation
+/// is kept for is no word about anything, and read again.
 const COMMON: &str = r#"
 import ctypes, os, signal, struct, sys, time
 folder, log = sys.argv[1], open(sys.argv[2], 'a', buffering=1)
 
-def load():
+def look():
     data = os.open(folder + '/..data', os.O_RDONLY | os.O_DIRECTORY)
     try:
         def read(name):
             with open(os.open(name, os.O_RDONLY, dir_fd=data)) as file:
                 return file.read()
-        seen = {read('token'), read('db/password'), read('db.json').split('"')[3]}
+        return {read('token'), read('db/password'), read('db.json').split('"')[3]}
     finally:
         os.close(data)
+
+def load():
+    while True:
+        start = time.monotonic()
+        try:
+            seen = look()
+        except (OSError, IndexError) as error:
+            seen = {'a file', str(error)}
+        if time.monotonic() - start < 0.9:
+            break
     log.write(('whole ' if len(seen) == 1 else 'TORN ') + ' '.join(sorted(seen)) + '\n')
 "#;
 
+/// It waits for the signal without a handler: Python runs one only before the next thing that it does, and
+/// a signal right before `pause` would be slept on.
 const ON_SIGHUP: &str = r"
-signal.signal(signal.SIGHUP, lambda *_: load())
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 load()
 while True:
-    signal.pause()
+    signal.sigwait({signal.SIGHUP})
+    load()
 ";
 
 const POLLING: &str = r"
@@ -95,14 +109,11 @@ fn applications_follow_every_rotation() {
     let sandbox = Sandbox::new();
     let server = Server::bind(&sandbox.socket());
     // The name of its program tells python from python: the one that reloads is called by its own.
-    let own = sandbox
-        .base()
-        .join(format!("svc-{}", std::process::id() % 100_000));
+    let name = format!("svc-{}", std::process::id() % 100_000);
     let find = Command::new("python3")
         .args(["-c", "import sys; print(sys.executable)"])
         .output();
     let python = String::from_utf8(find.unwrap().stdout).unwrap();
-    let name = own.file_name().unwrap().to_str().unwrap().to_owned();
     let config = sandbox.config(&format!(
         "[application]\nprocess = \"name:{name}\"\n\
          [[notify]]\nsignal = \"HUP\"\ndebounce = \"2ms\"\n\
@@ -122,9 +133,8 @@ fn applications_follow_every_rotation() {
     let polling = Application::start(&sandbox, "polling", POLLING);
     let watching = Application::start(&sandbox, "watching", WATCHING);
     // A process's name is that of the file that it executes, and a script's that of the script.
-    fs::write(&own, format!("#!{python}{COMMON}{ON_SIGHUP}")).unwrap();
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&own, executable).unwrap();
+    let own = format!("#!{python}{COMMON}{ON_SIGHUP}");
+    let own = sandbox.program(&name, own.as_bytes());
     let log = sandbox.base().join("reloading.log");
     let reloading = Application {
         child: Command::new(&own)
