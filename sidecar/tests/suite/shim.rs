@@ -174,7 +174,8 @@ fn a_late_answer_counts_for_what_it_answers_and_for_nothing_else() {
         &sandbox,
         "[application]\nprocess = \"parent\"\n\
          [[notify]]\non = [\"a\"]\nrestart = true\ndebounce = \"1ms\"\ntimeout = \"1s\"\n\
-         [[notify]]\non = [\"b\"]\nsignal = \"HUP\"\ndebounce = \"1ms\"\ntimeout = \"8s\"\n",
+         attempts = 100\n\
+         [[notify]]\non = [\"b\"]\nsignal = \"HUP\"\ndebounce = \"1ms\"\ntimeout = \"30s\"\n",
         Some(""),
     );
     let notify = |number: usize| {
