@@ -1,6 +1,6 @@
 //! A second name saves no file from being overwritten, unless the next generation still shows it.
 
-use crate::sandbox::{GRACE, Sandbox, eventually, in_time};
+use crate::sandbox::{GRACE, Sandbox, eventually, in_grace};
 use crate::server::{Server, ending, fields, in_milliseconds, value};
 use std::fs;
 use std::path::PathBuf;
@@ -53,7 +53,7 @@ fn what_is_withdrawn_expires_or_is_replaced_is_overwritten_under_every_name() {
 
 #[test]
 fn what_a_killed_sidecar_left_is_overwritten_but_what_is_shown() {
-    in_time(|_| killed_with_two_generations());
+    in_grace(|_| killed_with_two_generations());
 }
 
 fn killed_with_two_generations() -> Option<()> {

@@ -1,6 +1,6 @@
 //! What readers see.
 
-use crate::sandbox::{GRACE, Sandbox, eventually, in_time};
+use crate::sandbox::{GRACE, Sandbox, eventually, in_grace, in_time};
 use crate::server::{Server, ending, fields, in_milliseconds, is_to_come, value};
 use mayfly_wire::PublishFault;
 use std::fs;
@@ -177,7 +177,7 @@ fn replaced_content_is_overwritten_after_its_grace() {
     let mut peer = server.session();
     let old = "old secret ".repeat(900);
     let mut content = vec![1; old.len()];
-    let held = in_time(|_| {
+    let held = in_grace(|_| {
         peer.publish(&[value("a", &old), value("b", "stays")]);
         let held = fs::File::open(sandbox.dir().join("a")).unwrap();
         let replaced = Instant::now();
@@ -208,9 +208,9 @@ fn what_is_withdrawn_goes_at_once_and_the_rest_stays() {
     let both = [fields("gone", &[("x", b"secret")]), value("kept", "1")];
     peer.publish(&both);
     // A second generation shares the file, so it has two names when it is withdrawn.
-    let held = in_time(|left| {
+    let held = in_grace(|number| {
         let replaced = Instant::now();
-        peer.publish(&[both[0].clone(), value("kept", left.to_string())]);
+        peer.publish(&[both[0].clone(), value("kept", number.to_string())]);
         let held = fs::File::open(sandbox.dir().join("gone/x")).unwrap();
         let names = held.metadata().unwrap().nlink();
         (replaced.elapsed() < GRACE).then(|| assert!(names >= 2))?;

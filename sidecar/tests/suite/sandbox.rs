@@ -228,6 +228,12 @@ pub fn in_time<T>(attempt: impl FnMut(u64) -> Option<T>) -> T {
     done.expect("a machine that is not this slow")
 }
 
+/// Does what must be seen within the grace of a replaced generation, once more if the machine did not let us.
+pub fn in_grace<T>(attempt: impl FnMut(u32) -> Option<T>) -> T {
+    let done = (0..10).find_map(attempt);
+    done.expect("a machine that is not this slow")
+}
+
 /// Waits until something holds, half a minute at most.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
