@@ -61,8 +61,10 @@ fn ends_as_it_was_told(max_stale: u64) -> Option<()> {
         return None;
     }
     assert_eq!(late.as_deref(), Some(&b"secret"[..]));
-    let (said, code) = sandbox.ask(&["health"]);
-    assert!(code == 1 && said.contains("stale: kept"), "{said}");
+    eventually("its status says so", || {
+        let (said, code) = sandbox.ask(&["health"]);
+        code == 1 && said.contains("stale: kept")
+    });
     sidecar.says("expired names=\"late\"");
     assert!(!sandbox.has("late"));
     // A new process does not take what is stale for good, nor away.
