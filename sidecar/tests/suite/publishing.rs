@@ -182,6 +182,7 @@ fn replaced_content_is_overwritten_after_its_grace() {
         let held = fs::File::open(sandbox.dir().join("a")).unwrap();
         let replaced = Instant::now();
         peer.publish(&[value("a", "new"), value("b", "stays")]);
+        std::thread::sleep(GRACE / 2);
         held.read_exact_at(&mut content, 0).unwrap();
         if replaced.elapsed() >= GRACE {
             return None;
