@@ -155,11 +155,15 @@ impl Shim<'_> {
             // A death of the sidecar in between is noted, and seen to by the next life.
             drop(self.bury(None));
             let left = app::left(self.sidecar.as_ref().and_then(Sidecar::pid));
-            if left.is_empty() || Instant::now() > deadline {
+            if left.is_empty() {
                 break;
             }
             for pid in left {
                 let _ = mayfly_kernel::process::send_signal(pid, libc::SIGKILL);
+            }
+            // Looked at last: even who was kept from running for long has killed them once.
+            if Instant::now() > deadline {
+                break;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
