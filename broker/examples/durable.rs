@@ -191,7 +191,7 @@ async fn fill(store: &SqliteStore, total: u128) -> anyhow::Result<()> {
     while count().await? > total {
         let most = u32::try_from((count().await? - total).min(1000))?;
         let some = store.leases(None, most).await?;
-        let ends = some.into_iter().map(|lease| Op::LeaseEnd(lease.id));
+        let ends = some.into_iter().map(|lease| Op::LeaseEnd(lease.id, 0));
         store.commit(ends.collect()).await?;
     }
     let have = count().await?;

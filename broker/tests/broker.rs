@@ -23,6 +23,8 @@ mod lives;
 mod operators;
 #[path = "broker/requests.rs"]
 mod requests;
+#[path = "broker/revocations.rs"]
+mod revocations;
 #[path = "broker/ssh.rs"]
 mod ssh;
 #[path = "broker/x509.rs"]

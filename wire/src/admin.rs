@@ -21,6 +21,7 @@
 //! | `PUT /v1/connections/NAME` | [`ConnectionSecret`] → [`ConnectionInfo`] |
 //! | `POST /v1/connections/NAME/rotate` | → [`ConnectionInfo`] |
 //! | `GET /v1/authorities` | → [`Vec`]<[`AuthorityInfo`]> |
+//! | `GET /v1/authorities/ENGINE/crl` | → [`RevocationList`] |
 //! | `POST /v1/authorities/ENGINE/rotate` | → [`AuthorityInfo`] |
 //! | `GET /v1/audit?last=N` | → lines of the audit file |
 //! | `GET /v1/audit?last=N&follow=true` | → the same, and then each new line as it is written |
@@ -29,6 +30,7 @@
 //!
 //! A refusal is a [`Refusal`](crate::Refusal) whose message tells the cause.
 
+use crate::bytes::Base64;
 use crate::connection::ConnectionConfig;
 use crate::evidence::Evidence;
 use crate::name::{CredentialName, FieldName, KvPath};
@@ -481,6 +483,20 @@ pub enum AuthorityState {
     Signing,
     /// It is published, and does not sign yet.
     Next,
+}
+
+/// What was revoked before it expires, signed where the format has that: a list for those who verify.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevocationList {
+    /// The engine.
+    pub engine: EngineKind,
+    /// Counts up with each list that is made.
+    pub number: u64,
+    /// How many certificates are on it.
+    pub entries: u64,
+    /// The list as a file: of `x509` PEM with a list (RFC 5280) of each authority, of `ssh` a key
+    /// revocation list (`PROTOCOL.krl` of OpenSSH).
+    pub file: Base64,
 }
 
 /// What a check of the audit file found.

@@ -104,6 +104,13 @@ pub async fn answer(
             None => Err(unknown(&head)),
         },
         (_, "authorities", None) if get => http::json(&door.authorities(operator).await?),
+        (_, "authorities", Some(rest)) if get => match rest.strip_suffix("/crl") {
+            Some(engine) => {
+                let engine = engine.parse().map_err(bad)?;
+                http::json(&door.authority_crl(operator, engine).await?)
+            }
+            None => Err(unknown(&head)),
+        },
         (&Method::POST, "authorities", Some(rest)) => match rest.strip_suffix("/rotate") {
             Some(engine) => {
                 let engine = engine.parse().map_err(bad)?;

@@ -141,7 +141,7 @@ impl Door {
                 retired = Some(old);
             } else {
                 events.push(ended(&old, "replaced"));
-                ops.push(Op::LeaseEnd(old.id));
+                ops.push(Op::LeaseEnd(old.id, self.now_ms()));
             }
         }
         ops.extend(ready.ops.iter().cloned());

@@ -4,7 +4,7 @@ use super::operator::{Act, engine_failed};
 use super::{Change, Door, Operator};
 use crate::engine::{Certifier, EngineError};
 use crate::policy::entity;
-use mayfly_wire::admin::AuthorityInfo;
+use mayfly_wire::admin::{AuthorityInfo, RevocationList};
 use mayfly_wire::{Code, EngineKind, Refusal};
 
 impl Door {
@@ -19,6 +19,20 @@ impl Door {
         Ok(all.collect())
     }
 
+    /// A list of an engine's certificates that were revoked and have not expired.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], [`Code::NotFound`] for an engine without an authority, [`Code::Unavailable`].
+    pub async fn authority_crl(
+        &self,
+        operator: &Operator,
+        kind: EngineKind,
+    ) -> Result<RevocationList, Refusal> {
+        self.allow_broker(operator, "authority_list").await?;
+        let list = self.certifier(kind)?.revocations(self.now_ms()).await;
+        list.map_err(engine_failed)
+    }
+
     /// Publishes the next authority of an engine, which signs once every holder of a certificate has it.
     ///
     /// # Errors
@@ -31,10 +45,7 @@ impl Door {
         let act = Act::on("authority_rotate", "authority.rotate", kind);
         let on = entity::broker().map_err(super::inside)?;
         self.allow(operator, act, on).await?;
-        let Some((_, certifier)) = self.certifiers().find(|(found, _)| *found == kind) else {
-            let message = format!("the engine {kind} has no authority: expected x509 or ssh");
-            return Err(Refusal::because(Code::NotFound, message));
-        };
+        let certifier = self.certifier(kind)?;
         let before = certifier.edition();
         let rotated = certifier.rotate(self.now_ms()).await;
         rotated.map_err(engine_failed)?;
@@ -65,6 +76,14 @@ impl Door {
                 self.say(Change::Credential(config.name.clone()));
             }
         }
+    }
+
+    fn certifier(&self, kind: EngineKind) -> Result<&dyn Certifier, Refusal> {
+        let found = self.certifiers().find(|(found, _)| *found == kind);
+        found.map(|(_, certifier)| certifier).ok_or_else(|| {
+            let message = format!("the engine {kind} has no authority: expected x509 or ssh");
+            Refusal::because(Code::NotFound, message)
+        })
     }
 
     fn certifiers(&self) -> impl Iterator<Item = (EngineKind, &dyn Certifier)> {

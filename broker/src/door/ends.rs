@@ -19,9 +19,9 @@ pub(super) struct End {
     pub event: Option<Event>,
 }
 
-/// What has nothing at a target ends at once. Anything else must be taken back first: it is looked at
+/// What has nothing at a target ends `now`. Anything else must be taken back first: it is looked at
 /// at `due_at`.
-pub(super) fn end_of(lease: &Lease, reason: &str, due_at: u64) -> End {
+pub(super) fn end_of(lease: &Lease, reason: &str, now: u64, due_at: u64) -> End {
     if lease.source.has_target() {
         End {
             op: Op::LeaseUpdate(lease.clone().must_end(reason, due_at)),
@@ -29,7 +29,7 @@ pub(super) fn end_of(lease: &Lease, reason: &str, due_at: u64) -> End {
         }
     } else {
         End {
-            op: Op::LeaseEnd(lease.id.clone()),
+            op: Op::LeaseEnd(lease.id.clone(), now),
             event: Some(ended(lease, reason)),
         }
     }
@@ -69,7 +69,8 @@ impl Door {
         }];
         let mut ops = Vec::with_capacity(leases.len() + 1);
         let (committed, is_committed) = watch::channel(false);
-        let claimed = self.now_ms() + CLAIM;
+        let now = self.now_ms();
+        let claimed = now + CLAIM;
         for lease in &leases {
             // The target need not wait for the disk: what is taken back too early is taken back.
             let due_at = match self.place_for(lease) {
@@ -82,7 +83,7 @@ impl Door {
                 // Others have come to that target before.
                 Ok(None) | Err(_) => 0,
             };
-            let End { op, event } = end_of(lease, "died", due_at);
+            let End { op, event } = end_of(lease, "died", now, due_at);
             ops.push(op);
             events.extend(event);
         }
@@ -129,7 +130,8 @@ impl Door {
         if lease.state == LeaseState::Retiring {
             self.retiring.remove(&lease.workload, &lease.id);
         }
-        let End { op, event } = end_of(lease, reason, self.now_ms());
+        let now = self.now_ms();
+        let End { op, event } = end_of(lease, reason, now, now);
         // Its end does not wait for the record either.
         let recorded = self.record_all(event.into_iter().collect()).await;
         match self.store.commit(ending(lease, op)).await {

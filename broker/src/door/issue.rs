@@ -61,7 +61,7 @@ impl<'a> Work<'a> {
             creations.cancel(&lease.workload, &lease.credential).await;
         }
         let now = self.door.now_ms();
-        let End { op, event } = end_of(lease, reason, now);
+        let End { op, event } = end_of(lease, reason, now, now);
         self.written.ops.push(op);
         self.written.events.extend(event);
         self.is_due(now);

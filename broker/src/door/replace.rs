@@ -64,7 +64,7 @@ impl Door {
             },
             ended(&lease, "replaced"),
         ];
-        let end = Op::LeaseEnd(lease.id.clone());
+        let end = Op::LeaseEnd(lease.id.clone(), now);
         let insert = Op::LeaseInsert(Lease {
             id,
             state: LeaseState::Active,

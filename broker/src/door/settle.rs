@@ -108,7 +108,7 @@ fn moved(lease: &Lease, by_then: u64, now: u64, applied: &Applied) -> (Op, Optio
     if let Source::Sealed(_) = lease.source {
         // It has its times inside. Its holder is given another.
         return (
-            Op::LeaseEnd(lease.id.clone()),
+            Op::LeaseEnd(lease.id.clone(), now),
             Some(ended(lease, "expired")),
         );
     }
@@ -185,6 +185,6 @@ mod tests {
         assert_eq!((over.expires_at, over.due_at), (500_000, 500_000));
         let token = lease(Source::Sealed(vec![1]));
         let (op, event) = moved(&token, 10_020_000, 1, &applied);
-        assert!(matches!(op, Op::LeaseEnd(_)) && event.is_some());
+        assert!(matches!(op, Op::LeaseEnd(..)) && event.is_some());
     }
 }

@@ -93,7 +93,7 @@ impl Door {
         let recorded = self.record(ended(lease, &lease.reason)).await;
         recorded.map_err(|refusal| refusal.to_string())?;
         self.fault.reached(Step::EndRecorded);
-        let end = vec![Op::LeaseEnd(lease.id.clone())];
+        let end = vec![Op::LeaseEnd(lease.id.clone(), self.now_ms())];
         match self.store.commit(end).await {
             Ok(()) | Err(StoreError::NotFound(_)) => {
                 self.fault.reached(Step::Gone);

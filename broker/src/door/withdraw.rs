@@ -321,8 +321,9 @@ impl Door {
         if matches!(lease.state, LeaseState::Planned | LeaseState::Active) {
             self.barred.add(workload, &lease.credential);
         }
-        let due_at = self.now_ms() + CLAIM;
-        let End { op, event } = end_of(&lease, "revoked", due_at);
+        let now = self.now_ms();
+        let due_at = now + CLAIM;
+        let End { op, event } = end_of(&lease, "revoked", now, due_at);
         // Its end does not wait for the record.
         let recorded = self.record_all(event.into_iter().collect()).await;
         let stored = self.store.commit(ending(&lease, op)).await;
@@ -349,7 +350,8 @@ impl Door {
         let events = vec![event, super::ended(&lease, "forgotten")];
         let recorded = self.record_all(events).await;
         recorded.map_err(|refusal| refusal.to_string())?;
-        match self.store.commit(vec![Op::LeaseEnd(lease.id)]).await {
+        let end = vec![Op::LeaseEnd(lease.id, self.now_ms())];
+        match self.store.commit(end).await {
             Ok(()) | Err(crate::store::StoreError::NotFound(_)) => Ok(()),
             Err(error) => Err(error.to_string()),
         }

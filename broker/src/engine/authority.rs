@@ -3,12 +3,16 @@
 //! One is published before it signs, so that whoever verifies has it by then, and stays published until
 //! the last certificate that it signed has expired. Both follow from when each signs.
 
+use super::revocation::{List, Revocations};
 pub use super::ring::Schedule;
 use super::{Answer, Certifier, EngineError};
 use crate::seal::{RecordId, RootKeys, SealError};
 use crate::store::{Op, Store, StoreError};
 use mayfly_wire::Secret;
-use mayfly_wire::admin::{AuthorityInfo, AuthorityState, EngineKind, PublishedAuthority};
+use mayfly_wire::admin::{
+    AuthorityInfo, AuthorityState, EngineKind, PublishedAuthority, RevocationList,
+};
+use mayfly_wire::bytes::Base64;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -68,6 +72,9 @@ pub(super) trait Generation: Sized + Send + Sync {
 
     /// What verifies all of these, by the names of a holder's files.
     fn files(all: &[Arc<Self>]) -> BTreeMap<&'static str, String>;
+
+    /// What was revoked, signed by all of these, as the file that verifiers read.
+    fn list(all: &[Arc<Self>], list: &List<'_>) -> Result<Vec<u8>, AuthorityError>;
 
     /// All of it, to be sealed.
     fn export(&self) -> Secret;
@@ -215,6 +222,7 @@ pub(super) struct Authority<G> {
     stored: Mutex<u64>,
     /// The same, for who only looks.
     edition: AtomicU64,
+    revocations: Revocations,
 }
 
 impl<G: Generation> Authority<G> {
@@ -242,6 +250,7 @@ impl<G: Generation> Authority<G> {
             None => (0, Succession::default()),
         };
         Ok(Self {
+            revocations: Revocations::new(Arc::clone(&store), G::ENGINE),
             store,
             keys,
             schedule,
@@ -321,8 +330,35 @@ impl<G: Generation> Certifier for Authority<G> {
         }
     }
 
+    fn revocations(&self, now: u64) -> Answer<'_, RevocationList> {
+        Box::pin(async move {
+            let current = self.current();
+            if current.all.is_empty() {
+                let message = format!(
+                    "{} has no authority yet: it is made for the first certificate",
+                    G::ENGINE
+                );
+                return Err(EngineError::NotFound(message));
+            }
+            let number = self.revocations.number().await?;
+            let revoked = self.revocations.at(now).await?;
+            let list = List {
+                number,
+                now,
+                revoked: &revoked,
+            };
+            Ok(RevocationList {
+                engine: G::ENGINE,
+                number,
+                entries: revoked.len() as u64,
+                file: Base64(G::list(&current.all, &list)?),
+            })
+        })
+    }
+
     fn maintain(&self, now: u64) -> Answer<'_, bool> {
         Box::pin(async move {
+            self.revocations.trim(now).await?;
             // The first is made when it is needed.
             if self.current().all.is_empty() {
                 return Ok(false);
@@ -372,6 +408,10 @@ mod tests {
 
         fn files(_all: &[Arc<Self>]) -> BTreeMap<&'static str, String> {
             BTreeMap::new()
+        }
+
+        fn list(_all: &[Arc<Self>], _list: &List<'_>) -> Result<Vec<u8>, AuthorityError> {
+            Ok(Vec::new())
         }
 
         fn export(&self) -> Secret {

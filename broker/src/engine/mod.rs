@@ -16,6 +16,7 @@ pub mod pool;
 pub mod postgres;
 pub mod rabbitmq;
 pub mod redis;
+mod revocation;
 mod ring;
 pub mod root;
 pub mod ssh;
@@ -29,7 +30,7 @@ pub mod x509;
 
 use crate::seal::{RecordId, SealError};
 use crate::store::{Lease, Source, StoreError};
-use mayfly_wire::admin::{AuthorityInfo, CredentialConfig, EngineConfig};
+use mayfly_wire::admin::{AuthorityInfo, CredentialConfig, EngineConfig, RevocationList};
 use mayfly_wire::session::Layout;
 use mayfly_wire::{Code, ConnectionName, EngineKind, Evidence, FieldName, LeaseId, Secret};
 use std::collections::BTreeMap;
@@ -209,6 +210,12 @@ pub trait Certifier: Send + Sync {
 
     /// Those that are published.
     fn published(&self, now: u64) -> AuthorityInfo;
+
+    /// Makes a list of what was revoked and has not expired, for all that are published.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`]: there is no authority yet.
+    fn revocations(&self, now: u64) -> Answer<'_, RevocationList>;
 
     /// Makes, publishes and removes authorities as their time comes. To be called every minute or so;
     /// says whether anything changed. What fails leaves all as it is.

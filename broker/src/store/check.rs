@@ -4,7 +4,7 @@ use super::integrity::{Integrity, Sum};
 use super::rows::{Meta, Record, column, sql};
 use super::sqlite::connect;
 use super::writer::{read_stamp, write_stamp};
-use super::{Configuration, KvRow, Lease, StoreError, Workload};
+use super::{Configuration, KvRow, Lease, Revoked, StoreError, Workload};
 use crate::audit::Head;
 use rusqlite::{Connection, OpenFlags};
 use std::path::Path;
@@ -51,6 +51,7 @@ fn check_rows(
             sum_of::<KvRow>(connection, integrity),
             sum_of::<Configuration>(connection, integrity),
             sum_of::<Meta>(connection, integrity),
+            sum_of::<Revoked>(connection, integrity),
         ];
         let ended = |_| StoreError::Unavailable("a thread that checks it ended".to_owned());
         structure.join().map_err(ended)??;

@@ -63,6 +63,7 @@ pub async fn run(backend: &dyn Backend) {
     leases(&*backend.open()).await;
     the_rest(&*backend.open()).await;
     states(&*backend.open()).await;
+    super::revoked::conformance::run(backend).await;
     units(&*backend.open()).await;
     head(backend).await;
     concurrent(backend).await;
@@ -236,7 +237,7 @@ async fn leases(store: &dyn Store) {
     back.state = LeaseState::Planned;
     assert!(is_conflict(store.commit(vec![Op::LeaseUpdate(back)]).await));
 
-    let end = || vec![Op::LeaseEnd(one.id.clone())];
+    let end = || vec![Op::LeaseEnd(one.id.clone(), 2_000)];
     store.commit(end()).await.unwrap();
     assert!(is_not_found(store.commit(end()).await));
     assert_eq!(store.lease(one.id.clone()).await.unwrap(), None);
@@ -272,7 +273,7 @@ async fn states(store: &dyn Store) {
         let unit = vec![Op::LeaseInsert(in_state(number, all[0]))];
         store.commit(unit).await.unwrap();
         for (at, next) in way.iter().zip(way.iter().skip(1)) {
-            let end = vec![Op::LeaseEnd(in_state(number, all[0]).id)];
+            let end = vec![Op::LeaseEnd(in_state(number, all[0]).id, 2_000)];
             assert!(is_conflict(store.commit(end).await));
             for wrong in all.into_iter().filter(|to| !all[*at].may_become(*to)) {
                 let unit = vec![Op::LeaseUpdate(in_state(number, wrong))];
@@ -281,7 +282,7 @@ async fn states(store: &dyn Store) {
             let unit = vec![Op::LeaseUpdate(in_state(number, all[*next]))];
             store.commit(unit).await.unwrap();
         }
-        let end = vec![Op::LeaseEnd(in_state(number, all[0]).id)];
+        let end = vec![Op::LeaseEnd(in_state(number, all[0]).id, 2_000)];
         store.commit(end).await.unwrap();
     }
 
@@ -356,7 +357,7 @@ async fn the_rest(store: &dyn Store) {
     store.commit(holder.clone()).await.unwrap();
     let known = store.workload(of_it.clone()).await.unwrap();
     assert!(known.is_some(), "it holds a lease");
-    let mut both = vec![Op::LeaseEnd(live.id)];
+    let mut both = vec![Op::LeaseEnd(live.id, 2_000)];
     both.extend(holder);
     store.commit(both).await.unwrap();
     assert_eq!(store.workload(of_it).await.unwrap(), None);
@@ -399,7 +400,7 @@ async fn units(store: &dyn Store) {
     let unit = vec![
         Op::LeaseInsert(good.clone()),
         Op::MetaPut("y".into(), b"y".to_vec()),
-        Op::LeaseEnd(LeaseId::from_random([9; 16])),
+        Op::LeaseEnd(LeaseId::from_random([9; 16]), 2_000),
     ];
     assert!(is_not_found(store.commit(unit).await));
     assert_eq!(store.lease(good.id).await.unwrap(), None);

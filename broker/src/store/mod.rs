@@ -10,6 +10,7 @@ mod claims;
 mod conformance;
 mod files;
 mod integrity;
+mod revoked;
 mod rows;
 mod schema;
 pub mod sqlite;
@@ -27,6 +28,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 pub use files::OpenError;
+pub use revoked::Revoked;
 pub use sqlite::SqliteStore;
 
 /// What can go wrong.
@@ -200,9 +202,12 @@ pub enum Op {
     LeaseUpdate(Lease),
     /// Sets when a lease is to be looked at, and nothing else. It may have ended.
     LeaseDue(LeaseId, u64),
-    /// Ends a lease. Not found if it has ended already; conflict if it is not in the last state of its
-    /// kind.
-    LeaseEnd(LeaseId),
+    /// Ends a lease, at this time: milliseconds since the Unix epoch. Not found if it has ended already;
+    /// conflict if it is not in the last state of its kind. One whose certificate is good for longer is
+    /// [`Revoked`] from then on.
+    LeaseEnd(LeaseId, u64),
+    /// Forgets that a lease's certificate was revoked. It need not be known.
+    RevokedRemove(LeaseId),
     /// Adds or replaces what is known of a workload.
     WorkloadPut(Box<Workload>),
     /// Forgets a workload, unless one of its leases need not end. It need not be known.
@@ -291,6 +296,19 @@ pub trait Store: Send + Sync + 'static {
     fn leases(&self, after: Option<LeaseId>, most: u32) -> Answer<'_, Vec<Lease>>;
     /// How many leases there are, for each credential that has any.
     fn lease_counts(&self) -> Answer<'_, BTreeMap<CredentialName, u64>>;
+
+    /// At most `most` certificates of an engine that were revoked and expire after `at` (milliseconds
+    /// since the Unix epoch), the last to expire first.
+    fn revoked(&self, engine: EngineKind, at: u64, most: u32) -> Answer<'_, Vec<Revoked>>;
+    /// At most `most` of those that need not be known any more, the first to expire first: they expired
+    /// by then, or there are more than `keep` that expire later.
+    fn revoked_over(
+        &self,
+        engine: EngineKind,
+        at: u64,
+        keep: u32,
+        most: u32,
+    ) -> Answer<'_, Vec<Revoked>>;
 
     /// What is known of a workload.
     fn workload(&self, key: WorkloadKey) -> Answer<'_, Option<Workload>>;

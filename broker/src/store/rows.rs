@@ -87,7 +87,6 @@ impl Record for Lease {
                                    account, version, sealed, mac";
 
     fn read(row: &Row<'_>) -> Result<Self, StoreError> {
-        let engine: String = column(row, 3)?;
         let found = number(row, 6)?;
         let state = LeaseState::numbered(found).ok_or_else(|| odd("state", found))?;
         let source = match number(row, 13)? {
@@ -110,7 +109,7 @@ impl Record for Lease {
             id: LeaseId::from(column::<String>(row, 0)?),
             workload: workload_key(&column::<String>(row, 1)?)?,
             credential: parsed(row, 2)?,
-            engine: EngineKind::named(&engine).ok_or_else(|| odd("engine", engine))?,
+            engine: engine(row, 3)?,
             node: column(row, 4)?,
             name: column(row, 5)?,
             state,
@@ -347,7 +346,11 @@ pub(super) fn sql(error: rusqlite::Error) -> StoreError {
     }
 }
 
-fn execute(connection: &Connection, text: &str, parameters: impl Params) -> Result<(), StoreError> {
+pub(super) fn execute(
+    connection: &Connection,
+    text: &str,
+    parameters: impl Params,
+) -> Result<(), StoreError> {
     let mut statement = connection.prepare_cached(text).map_err(sql)?;
     statement.execute(parameters).map_err(sql)?;
     Ok(())
@@ -367,6 +370,11 @@ fn parsed<T: std::str::FromStr<Err: Display>>(
 ) -> Result<T, StoreError> {
     let text: String = column(row, index)?;
     text.parse().map_err(|error| odd("name", error))
+}
+
+pub(super) fn engine(row: &Row<'_>, index: usize) -> Result<EngineKind, StoreError> {
+    let name: String = column(row, index)?;
+    EngineKind::named(&name).ok_or_else(|| odd("engine", name))
 }
 
 /// SQLite has signed 64-bit integers; ours stay far below their end.

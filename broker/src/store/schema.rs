@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 const APPLICATION: i32 = 0x4d66_6c79;
 
 /// Each step brings the file from the version that is its index to the next.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     "
 CREATE TABLE broker (
     only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -76,6 +76,18 @@ CREATE INDEX leases_unsettled ON leases (state) WHERE state IN (0, 2, 3);
     "
 DROP INDEX workloads_by_node;
 CREATE INDEX workloads_by_node ON workloads (node, key);
+",
+    // Leases that ended before their certificates expire.
+    "
+CREATE TABLE revoked (
+    lease TEXT PRIMARY KEY,
+    engine TEXT NOT NULL,
+    issued_at INTEGER NOT NULL,
+    ended_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    mac BLOB NOT NULL
+) STRICT;
+CREATE INDEX revoked_by_end ON revoked (engine, expires_at, lease);
 ",
 ];
 

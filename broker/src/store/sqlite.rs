@@ -10,13 +10,13 @@ use super::integrity::Integrity;
 use super::rows::{Meta, Record, integer, number, sql};
 use super::writer::{Job, Writer};
 use super::{
-    Answer, Claim, Configuration, KvRow, KvSummary, Lease, LeaseState, Op, Store, StoreError,
-    Workload, claims, schema,
+    Answer, Claim, Configuration, KvRow, KvSummary, Lease, LeaseState, Op, Revoked, Store,
+    StoreError, Workload, claims, revoked, schema,
 };
 use crate::audit::{Head, HeadCell};
 use crate::seal::RootKeys;
 use crate::unseal::{UnsealError, Unsealer};
-use mayfly_wire::{ConnectionName, CredentialName, KvPath, LeaseId, WorkloadKey};
+use mayfly_wire::{ConnectionName, CredentialName, EngineKind, KvPath, LeaseId, WorkloadKey};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Params};
 use std::collections::BTreeMap;
@@ -327,6 +327,26 @@ impl Store for SqliteStore {
             });
             parsed.collect()
         })
+    }
+
+    fn revoked(&self, engine: EngineKind, at: u64, most: u32) -> Answer<'_, Vec<Revoked>> {
+        match integer(at) {
+            Ok(at) => self.some(revoked::LISTED, (engine.as_str(), at, most)),
+            Err(error) => Box::pin(async { Err(error) }),
+        }
+    }
+
+    fn revoked_over(
+        &self,
+        engine: EngineKind,
+        at: u64,
+        keep: u32,
+        most: u32,
+    ) -> Answer<'_, Vec<Revoked>> {
+        match integer(at) {
+            Ok(at) => self.some(revoked::OVER, (engine.as_str(), at, keep, most)),
+            Err(error) => Box::pin(async { Err(error) }),
+        }
     }
 
     fn workload(&self, key: WorkloadKey) -> Answer<'_, Option<Workload>> {

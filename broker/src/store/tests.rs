@@ -99,7 +99,7 @@ fn a_foreign_or_damaged_file_is_refused() {
     drop(sqlite.try_open().unwrap());
     sqlite.edit("PRAGMA user_version = 99");
     assert!(sqlite.refusal().contains("newer broker"));
-    sqlite.edit("PRAGMA user_version = 1");
+    sqlite.edit("DROP TABLE revoked; PRAGMA user_version = 1");
     sqlite.try_open().unwrap();
 }
 

@@ -2,7 +2,9 @@
 
 use super::integrity::{Integrity, Sum};
 use super::rows::{Meta, Record, column, integer, number, sql};
-use super::{Claim, Configuration, KvRow, Lease, LeaseState, Op, StoreError, Workload, claims};
+use super::{
+    Claim, Configuration, KvRow, Lease, LeaseState, Op, Revoked, StoreError, Workload, claims,
+};
 use crate::audit::HeadCell;
 use mayfly_wire::LeaseId;
 use rusqlite::{Connection, OptionalExtension as _, Params, Transaction, TransactionBehavior};
@@ -11,6 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Most units of one commit.
 const GROUP: usize = 512;
+/// The MAC of a lease whose certificate was revoked.
+const REVOKED: &str = "SELECT mac FROM revoked WHERE lease = ?1";
 
 /// Where an answer goes.
 type Done<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -197,7 +201,13 @@ impl Applying<'_> {
             Op::LeaseInsert(lease) => self.lease_insert(lease),
             Op::LeaseUpdate(lease) => self.lease_update(lease),
             Op::LeaseDue(id, due_at) => self.lease_due(id, *due_at),
-            Op::LeaseEnd(id) => self.lease_end(id),
+            Op::LeaseEnd(id, at) => self.lease_end(id, *at),
+            Op::RevokedRemove(id) => there_or_not(self.remove(
+                REVOKED,
+                "DELETE FROM revoked WHERE lease = ?1",
+                id.as_str(),
+                "revoked lease",
+            )),
             Op::WorkloadPut(workload) => self.workload_put(workload),
             Op::WorkloadRemove(key) => self.workload_remove(&key.to_string()),
             Op::ConfigPut(configuration) => self.config_put(configuration),
@@ -343,11 +353,14 @@ impl Applying<'_> {
         self.write(&Lease { due_at, ..lease })
     }
 
-    fn lease_end(&mut self, id: &LeaseId) -> Result<(), StoreError> {
+    fn lease_end(&mut self, id: &LeaseId, at: u64) -> Result<(), StoreError> {
         let found = self.lease(id)?;
         let (old, _) = found.ok_or_else(|| StoreError::NotFound(format!("lease {id}")))?;
         if !old.may_end() {
             return Err(old.skips(Some(old.state), None));
+        }
+        if let Some(revoked) = Revoked::of(&old, at) {
+            self.replace(REVOKED, id.as_str(), &revoked)?;
         }
         self.remove(
             "SELECT mac FROM leases WHERE id = ?1",

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const HOST: &str = "orders.shop.internal";
+pub const HOST: &str = "orders.shop.internal";
 
 fn settings(kind: SshKind, principal: &str) -> SshSettings {
     SshSettings {
@@ -32,15 +32,15 @@ fn host(ttl_seconds: u64) -> CredentialConfig {
 }
 
 /// A server that knows nobody but the authority; it ends on drop.
-struct Sshd {
+pub struct Sshd {
     child: Child,
     port: u16,
     log: PathBuf,
 }
 
 impl Sshd {
-    /// With the files of a host certificate.
-    fn start(files: &Path) -> Self {
+    /// With the files of a host certificate, and the list of what is revoked that may be beside them.
+    pub fn start(files: &Path) -> Self {
         // Where it gives up its privileges; Debian makes it when the service starts.
         std::fs::create_dir_all("/run/sshd").unwrap();
         let limit = Instant::now() + Duration::from_secs(60);
@@ -72,7 +72,13 @@ impl Sshd {
              KbdInteractiveAuthentication no\nUsePAM no\nPidFile none\nPermitRootLogin yes\n\
              LogLevel VERBOSE\n"
         );
-        std::fs::write(&path, config).unwrap();
+        let krl = dir.join("krl");
+        let revoked = if krl.exists() {
+            format!("RevokedKeys {}\n", krl.display())
+        } else {
+            String::new()
+        };
+        std::fs::write(&path, config + &revoked).unwrap();
         let mut command = Command::new("/usr/sbin/sshd");
         command.arg("-D").arg("-f").arg(path).arg("-E").arg(&log);
         let child = command.spawn().expect("sshd: tests/setup installs it");
@@ -80,7 +86,7 @@ impl Sshd {
     }
 
     /// A client with the files of a user's certificate, that calls the server by that name.
-    fn ssh(&self, files: &Path, name: &str) -> Command {
+    pub fn ssh(&self, files: &Path, name: &str) -> Command {
         let mut ssh = Command::new("ssh");
         let known = format!("UserKnownHostsFile={}/known_hosts", files.display());
         let alias = format!("HostKeyAlias={name}");

@@ -1,12 +1,16 @@
 # Mutual TLS between two directories of files: says what each side learned of the other.
-# Takes the server's files, the client's, and the name that the client expects.
-import socket, ssl, sys, threading
+# Takes the server's files, the client's, and the name that the client expects. Who has a ca.crl refuses
+# what stands on it.
+import os, socket, ssl, sys, threading
 server_files, client_files, name = sys.argv[1:]
 def context(side, files):
     context = ssl.SSLContext(side)
     context.load_cert_chain(files + "/tls.crt", files + "/tls.key")
     context.load_verify_locations(files + "/ca.crt")
     context.verify_mode = ssl.CERT_REQUIRED
+    if os.path.exists(files + "/ca.crl"):
+        context.load_verify_locations(files + "/ca.crl")
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
     return context
 def names(connection):
     return sorted(value for _, value in connection.getpeercert()["subjectAltName"])

@@ -41,7 +41,7 @@ fn verify_with(files: &Path, roots: &Path, more: &[&str]) -> Command {
     openssl
 }
 
-fn talk(server: &Path, client: &Path, name: &str) -> Command {
+pub fn talk(server: &Path, client: &Path, name: &str) -> Command {
     let mut python = Command::new("/usr/bin/python3");
     python.args(["-c", TALK]).arg(server).arg(client).arg(name);
     python

@@ -5,8 +5,11 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{Out, table};
 use crate::when;
-use mayfly_wire::admin::{AuthorityInfo, AuthorityState};
+use mayfly_wire::admin::{AuthorityInfo, AuthorityState, RevocationList};
 use mayfly_wire::{Code, EngineKind, Refusal};
+
+/// The file that is made when it is asked for.
+const LIST: &str = "crl";
 
 /// What to do with authorities.
 #[derive(clap::Subcommand)]
@@ -19,7 +22,9 @@ pub enum Command {
 Examples:
   mayfly authority show x509 > ca.crt
   mayfly authority show ssh > /etc/ssh/mayfly-users.pub        # TrustedUserCAKeys
-  mayfly authority show ssh --file known_hosts >> ~/.ssh/known_hosts")]
+  mayfly authority show ssh --file known_hosts >> ~/.ssh/known_hosts
+  mayfly authority show x509 --file crl > ca.crl               # what was revoked
+  mayfly authority show ssh --file crl > /etc/ssh/mayfly.krl   # RevokedKeys")]
     Show(ShowArgs),
     /// Publish the next authority; it signs once every holder has it
     #[command(after_help = "Example:\n  mayfly authority rotate x509")]
@@ -34,7 +39,7 @@ Examples:
 pub struct ShowArgs {
     /// x509 or ssh
     engine: EngineKind,
-    /// The file [default: ca.crt of x509, ca.pub of ssh]
+    /// The file [default: ca.crt of x509, ca.pub of ssh]; crl: what was revoked and has not expired
     #[arg(long, value_name = "NAME")]
     file: Option<String>,
 }
@@ -45,6 +50,14 @@ pub async fn run(client: &Client, out: Out, command: Command) -> Result<(), Fail
         Command::List => {
             let all: Vec<AuthorityInfo> = client.get("/v1/authorities").await?;
             out.show(&all, |all| list_text(all, when::now()))
+        }
+        Command::Show(args) if args.file.as_deref() == Some(LIST) => {
+            let path = format!("/v1/authorities/{}/crl", args.engine);
+            let list: RevocationList = client.get(&path).await?;
+            if out.is_json() {
+                return out.show(&list, |_| String::new());
+            }
+            out.bytes(&[&list.file.0])
         }
         Command::Show(args) => {
             let all: Vec<AuthorityInfo> = client.get("/v1/authorities").await?;
@@ -81,7 +94,8 @@ fn file<'a>(info: &'a AuthorityInfo, name: Option<&str>) -> Result<&'a str, Fail
         None => info.files.values().next(),
     };
     found.map(String::as_str).ok_or_else(|| {
-        let names: Vec<&str> = info.files.keys().map(String::as_str).collect();
+        let names = info.files.keys().map(String::as_str);
+        let names: Vec<&str> = names.chain([LIST]).collect();
         not_found(format!("expected --file {}", names.join(" or ")))
     })
 }

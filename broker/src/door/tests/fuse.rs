@@ -2,7 +2,7 @@
 
 use crate::audit::{Head, HeadCell};
 use crate::store::*;
-use mayfly_wire::{ConnectionName, CredentialName, KvPath, LeaseId, WorkloadKey};
+use mayfly_wire::{ConnectionName, CredentialName, EngineKind, KvPath, LeaseId, WorkloadKey};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -98,6 +98,18 @@ impl Store for Fuse {
     }
     fn lease_counts(&self) -> Answer<'_, BTreeMap<CredentialName, u64>> {
         self.store.lease_counts()
+    }
+    fn revoked(&self, engine: EngineKind, at: u64, most: u32) -> Answer<'_, Vec<Revoked>> {
+        self.store.revoked(engine, at, most)
+    }
+    fn revoked_over(
+        &self,
+        engine: EngineKind,
+        at: u64,
+        keep: u32,
+        most: u32,
+    ) -> Answer<'_, Vec<Revoked>> {
+        self.store.revoked_over(engine, at, keep, most)
     }
     fn workload(&self, key: WorkloadKey) -> Answer<'_, Option<Workload>> {
         self.store.workload(key)

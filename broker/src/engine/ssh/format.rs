@@ -142,13 +142,13 @@ fn count(to: &mut Vec<u8>, number: usize) {
     to.extend_from_slice(&u32::try_from(number).unwrap_or(u32::MAX).to_be_bytes());
 }
 
-fn string(to: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn string(to: &mut Vec<u8>, bytes: &[u8]) {
     count(to, bytes.len());
     to.extend_from_slice(bytes);
 }
 
 /// A string that holds what `write` writes.
-fn within(to: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+pub(super) fn within(to: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let mut inside = Vec::new();
     write(&mut inside);
     string(to, &inside);

@@ -3,6 +3,7 @@
 use super::format::public_key;
 use crate::engine::authority::{AuthorityError, Generation, Schedule};
 use crate::engine::pair::{ED25519, Pair};
+use crate::engine::revocation::List;
 use crate::seal::random;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD_NO_PAD as STANDARD_NO_PAD;
@@ -83,6 +84,21 @@ impl Generation for Keys {
         files
             .map(|(name, kind)| (name, super::authorities(all, kind)))
             .collect()
+    }
+
+    /// The serial numbers are each for one certificate, so that all stand in the section of every key:
+    /// of both kinds, and of those before.
+    fn list(all: &[Arc<Self>], list: &List<'_>) -> Result<Vec<u8>, AuthorityError> {
+        let keys = all.iter().flat_map(|keys| [&keys.user, &keys.host]);
+        let keys: Vec<&[u8]> = keys.map(|one| one.pair.der_bytes()).collect();
+        let serials = list.revoked.iter().map(|one| super::serial(&one.lease));
+        let serials: Vec<u64> = serials.collect();
+        Ok(super::krl::list(
+            list.number,
+            list.now / 1000,
+            &keys,
+            &serials,
+        ))
     }
 
     /// From when they sign (8 bytes), and the seeds.

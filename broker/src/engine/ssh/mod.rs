@@ -1,10 +1,11 @@
 //! The `ssh` engine: OpenSSH certificates for users and hosts, from an authority that the broker holds.
 //!
-//! They are short-lived, and that is all there is of revocation: what ends is taken out of the files,
-//! and opens no connection from its end on.
+//! They are short-lived. What ends before stands on a list for those who have one (`RevokedKeys`,
+//! `RevokedHostKeys`); to all others it opens no connection from its expiry on.
 
 mod format;
 mod keys;
+mod krl;
 
 use super::authority::{Authority, Succession};
 use super::names::{DNS, MAX_NAMES, Name, USER};
@@ -17,7 +18,7 @@ use format::{Certificate, certificate_line, private_file, public_line};
 use keys::{Keys, Seeded};
 use mayfly_wire::admin::{CredentialConfig, EngineConfig, SshKind, SshSettings};
 use mayfly_wire::session::Layout;
-use mayfly_wire::{FieldName, Secret};
+use mayfly_wire::{FieldName, LeaseId, Secret};
 use rcgen::PublicKeyData as _;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -85,7 +86,7 @@ impl Ssh {
         extensions.dedup();
         let certificate = Certificate {
             nonce: random()?,
-            serial: u64::from_be_bytes(random()?),
+            serial: serial(request.lease),
             kind: settings.kind,
             key_id: &key_id,
             principals: &principals,
@@ -135,6 +136,12 @@ fn authorities(all: &[Arc<Keys>], kind: SshKind) -> String {
         format!("{prefix}{line}\n")
     };
     all.iter().map(line).collect()
+}
+
+/// That of a lease's certificate.
+fn serial(lease: &LeaseId) -> u64 {
+    // Servers take zero for none at all, and revoke nothing by it.
+    u64::from_be_bytes(super::revocation::serial(lease)).max(1)
 }
 
 fn field_name(name: &str) -> Result<FieldName, EngineError> {
@@ -293,8 +300,8 @@ impl Engine for Ssh {
         })
     }
 
-    /// A certificate that left is good until it expires: nothing can take it back. That is why it is
-    /// short.
+    /// A certificate that left is on the list from its lease's end on, which the store sees to. To who
+    /// does not read that it is good until it expires, which is why it is short.
     fn revoke<'a>(&'a self, _lease: &'a Lease) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
     }

@@ -4,14 +4,17 @@
 //! needs no overlap: each leaf comes with the one that signed it.
 
 use crate::engine::authority::{AuthorityError, Generation, Schedule, put, take};
-use crate::engine::pair::Pair;
+use crate::engine::pair::{Pair, pem};
+use crate::engine::revocation::{List, serial as serial_of};
 use crate::seal::random;
-use mayfly_wire::Secret;
+use crate::store::Revoked;
 use mayfly_wire::admin::EngineKind;
 use mayfly_wire::audit::hex;
+use mayfly_wire::{LeaseId, Secret};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, IsCa, Issuer, KeyIdMethod, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _,
+    RevokedCertParams, SerialNumber,
 };
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -26,6 +29,8 @@ const INTERMEDIATE_SIGNS: u64 = 30 * DAY;
 const ROOT_STAYS: u64 = 365 * DAY;
 /// Clocks differ: an authority is good from a little before it is made.
 const BEFORE: u64 = 5 * 60 * 1000;
+/// How long a list of what was revoked is good, in milliseconds: who verifies fetches another before.
+const LIST_LASTS: u64 = DAY;
 
 /// A certificate and its key.
 struct Certified {
@@ -43,6 +48,33 @@ pub(super) struct Chain {
     made: u64,
     until: u64,
     intermediate: Certified,
+    /// The intermediates before, while what they signed may be good: only they can say what of that was
+    /// revoked.
+    before: Vec<Arc<Former>>,
+}
+
+/// An intermediate that another took the place of.
+struct Former {
+    /// It signed nothing after that.
+    signed_until: u64,
+    /// When it ends.
+    until: u64,
+    certified: Certified,
+}
+
+impl Certified {
+    fn again(&self) -> Result<Self, AuthorityError> {
+        Ok(Self {
+            certificate: self.certificate.clone(),
+            pair: Pair::read(self.pair.pkcs8(), &PKCS_ECDSA_P256_SHA256)?,
+        })
+    }
+
+    fn import(bytes: &mut &[u8]) -> Result<Self, AuthorityError> {
+        let certificate = take(bytes)?.to_vec();
+        let pair = Pair::read(take(bytes)?, &PKCS_ECDSA_P256_SHA256)?;
+        Ok(Self { certificate, pair })
+    }
 }
 
 impl Chain {
@@ -58,8 +90,7 @@ impl Chain {
 
     /// What signs leaves.
     pub(super) fn issuer(&self) -> Issuer<'static, &Pair> {
-        let pair = &self.intermediate.pair;
-        Issuer::new(authority(INTERMEDIATE, pair, 0), pair)
+        issuer(INTERMEDIATE, &self.intermediate.pair, 0)
     }
 
     fn intermediate_of(
@@ -71,7 +102,7 @@ impl Chain {
         let mut params = authority(INTERMEDIATE, &pair, 0);
         lives(&mut params, now, until)?;
         params.use_authority_key_identifier_extension = true;
-        let issuer = Issuer::new(authority(ROOT, &root.pair, 1), &root.pair);
+        let issuer = issuer(ROOT, &root.pair, 1);
         let certificate = params.signed_by(&pair, &issuer)?.der().to_vec();
         Ok(Certified { certificate, pair })
     }
@@ -98,6 +129,7 @@ impl Generation for Chain {
             root,
             made: signs_from,
             until,
+            before: Vec::new(),
         })
     }
 
@@ -116,11 +148,14 @@ impl Generation for Chain {
         if !(is_old || is_short) || until <= self.until {
             return Ok(None);
         }
-        let pair = Pair::read(self.root.pair.pkcs8(), &PKCS_ECDSA_P256_SHA256)?;
-        let root = Certified {
-            certificate: self.root.certificate.clone(),
-            pair,
-        };
+        let root = self.root.again()?;
+        let mut before = self.before.clone();
+        before.push(Arc::new(Former {
+            signed_until: now,
+            until: self.until,
+            certified: self.intermediate.again()?,
+        }));
+        before.retain(|former| former.until > now);
         Ok(Some(Self {
             intermediate: Self::intermediate_of(&root, now, until)?,
             signs_from: self.signs_from,
@@ -128,6 +163,7 @@ impl Generation for Chain {
             root,
             made: now.max(self.signs_from),
             until,
+            before,
         }))
     }
 
@@ -144,14 +180,47 @@ impl Generation for Chain {
         BTreeMap::from([(super::FIELDS[2], text)])
     }
 
-    /// Four times (8 bytes each), then certificate and key of the root and of the intermediate.
+    /// PEM, one list after the other. Roots have empty ones: there are verifiers that want a list of
+    /// every authority in a chain.
+    fn list(all: &[Arc<Self>], list: &List<'_>) -> Result<Vec<u8>, AuthorityError> {
+        let mut lists = Vec::new();
+        let mut put = |issuer, revoked| {
+            let list = signed_list(&issuer, list, revoked)?;
+            lists.extend_from_slice(pem("X509 CRL", &list, 64).expose());
+            Ok::<_, AuthorityError>(())
+        };
+        for chain in all {
+            put(issuer(ROOT, &chain.root.pair, 1), Vec::new())?;
+            let every = list.revoked.iter();
+            put(chain.issuer(), every.clone().map(entry).collect())?;
+            for former in &chain.before {
+                // A number is nobody else's, so that one too many does no harm.
+                let latest = former.signed_until.saturating_add(DAY);
+                let its = every.clone().filter(|one| one.issued_at <= latest);
+                let pair = &former.certified.pair;
+                put(issuer(INTERMEDIATE, pair, 0), its.map(entry).collect())?;
+            }
+        }
+        Ok(lists)
+    }
+
+    /// Four times (8 bytes each), then certificate and key of the root and of the intermediate; then, for
+    /// each intermediate before, two times, its certificate and its key.
     fn export(&self) -> Secret {
-        let parts = [
+        let times = self.before.iter();
+        let times = times.map(|former| [former.signed_until, former.until].map(u64::to_be_bytes));
+        let times: Vec<[[u8; 8]; 2]> = times.collect();
+        let mut parts = vec![
             self.root.certificate.as_slice(),
             self.root.pair.pkcs8(),
             &self.intermediate.certificate,
             self.intermediate.pair.pkcs8(),
         ];
+        for (former, times) in self.before.iter().zip(&times) {
+            let [signed_until, until] = times;
+            let Certified { certificate, pair } = &former.certified;
+            parts.extend([signed_until.as_slice(), until, certificate, pair.pkcs8()]);
+        }
         let length: usize = parts.iter().map(|part| 4 + part.len()).sum();
         let mut bytes = Vec::with_capacity(4 * 8 + length);
         for time in [self.signs_from, self.ends, self.made, self.until] {
@@ -170,19 +239,25 @@ impl Generation for Chain {
             *time = u64::from_be_bytes(*split.0);
             bytes = split.1;
         }
-        let mut certified = || {
-            let certificate = take(&mut bytes)?.to_vec();
-            let pair = Pair::read(take(&mut bytes)?, &PKCS_ECDSA_P256_SHA256)?;
-            Ok::<_, AuthorityError>(Certified { certificate, pair })
-        };
         let [signs_from, ends, made, until] = times;
+        let root = Certified::import(&mut bytes)?;
+        let intermediate = Certified::import(&mut bytes)?;
+        let mut before = Vec::new();
+        while !bytes.is_empty() {
+            before.push(Arc::new(Former {
+                signed_until: time(&mut bytes)?,
+                until: time(&mut bytes)?,
+                certified: Certified::import(&mut bytes)?,
+            }));
+        }
         Ok(Self {
             signs_from,
             ends,
-            root: certified()?,
+            root,
             made,
             until,
-            intermediate: certified()?,
+            intermediate,
+            before,
         })
     }
 }
@@ -207,15 +282,56 @@ fn authority(name: &str, pair: &Pair, below: u8) -> CertificateParams {
     let names = &mut params.distinguished_name;
     names.push(DnType::CommonName, format!("{name} {short}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }
 
-/// Random: 127 bits, positive and of one length (RFC 5280, section 4.1.2.2).
-pub(super) fn serial() -> Result<SerialNumber, AuthorityError> {
-    let mut bytes: [u8; 16] = random()?;
-    bytes[0] = bytes[0] & 0x7f | 0x40;
-    Ok(SerialNumber::from_slice(&bytes))
+fn time(bytes: &mut &[u8]) -> Result<u64, AuthorityError> {
+    let time = take(bytes)?
+        .try_into()
+        .map_err(|_| AuthorityError::Stored)?;
+    Ok(u64::from_be_bytes(time))
+}
+
+fn issuer<'a>(name: &str, pair: &'a Pair, below: u8) -> Issuer<'static, &'a Pair> {
+    Issuer::new(authority(name, pair, below), pair)
+}
+
+/// That of a lease's certificate.
+pub(super) fn serial(lease: &LeaseId) -> SerialNumber {
+    number(serial_of(lease))
+}
+
+/// 126 bits, positive and of one length (RFC 5280, section 4.1.2.2).
+fn number(mut bytes: [u8; 16]) -> SerialNumber {
+    bytes[0] = bytes[0] & 0x3f | 0x40;
+    SerialNumber::from_slice(&bytes)
+}
+
+fn entry(revoked: &Revoked) -> RevokedCertParams {
+    RevokedCertParams {
+        serial_number: serial(&revoked.lease),
+        revocation_time: date(revoked.ended_at),
+        reason_code: None,
+        invalidity_date: None,
+    }
+}
+
+/// DER (RFC 5280, section 5).
+fn signed_list(
+    issuer: &Issuer<'_, &Pair>,
+    list: &List<'_>,
+    revoked_certs: Vec<RevokedCertParams>,
+) -> Result<Vec<u8>, AuthorityError> {
+    let params = CertificateRevocationListParams {
+        this_update: date(list.now.saturating_sub(BEFORE)),
+        next_update: date(list.now.saturating_add(LIST_LASTS)),
+        crl_number: SerialNumber::from(list.number),
+        issuing_distribution_point: None,
+        revoked_certs,
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    Ok(params.signed_by(issuer)?.der().to_vec())
 }
 
 /// From milliseconds since the Unix epoch, rounded down.
@@ -226,7 +342,7 @@ pub(super) fn date(ms: u64) -> OffsetDateTime {
 }
 
 fn lives(params: &mut CertificateParams, from: u64, until: u64) -> Result<(), AuthorityError> {
-    params.serial_number = Some(serial()?);
+    params.serial_number = Some(number(random()?));
     params.not_before = date(from.saturating_sub(BEFORE));
     params.not_after = date(until);
     Ok(())

@@ -1,7 +1,7 @@
 //! The `x509` engine: certificates for TLS (RFC 5280), from an authority that the broker holds.
 //!
-//! They are short-lived, and that is all there is of revocation: no list of revoked certificates and no
-//! responder. What ends is taken out of the files, and is worth nothing from `notAfter` on.
+//! They are short-lived. What ends before stands on a list (RFC 5280, section 5) for those who ask for
+//! one; there is no responder. To all others it is worth nothing from `notAfter` on.
 
 mod chain;
 mod csr;
@@ -76,7 +76,7 @@ impl X509 {
     ) -> Result<Issued, EngineError> {
         let wanted = Wanted::read(request.credential).map_err(EngineError::Unfit)?;
         let mut params = wanted.params(&request).map_err(EngineError::Unfit)?;
-        params.serial_number = Some(serial()?);
+        params.serial_number = Some(serial(request.lease));
         let key = wanted.key(csr).map_err(EngineError::Unfit)?;
         let ttl = request.expires_at().saturating_sub(request.now);
         let authorities = self.authority.ready(request.now, ttl).await?;
@@ -293,8 +293,8 @@ impl Engine for X509 {
         })
     }
 
-    /// A certificate that left is good until it expires: nothing can take it back. That is why it is
-    /// short.
+    /// A certificate that left is on the list from its lease's end on, which the store sees to. To who
+    /// does not read that it is good until it expires, which is why it is short.
     fn revoke<'a>(&'a self, _lease: &'a Lease) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
     }

@@ -1,7 +1,8 @@
 //! An operator has the authorities of `x509` and `ssh` rotated: nobody who verifies with what is published
 //! notices, and in the end the next one signs.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,38 @@ impl Verifier<'_> {
         output(openssl.arg(files.join("tls.crt")))
     }
 
+    /// Writes what an engine revoked, as the admin program prints it.
+    fn fetch_list(&self, engine: &str) -> Result<PathBuf> {
+        let to = self.dir.join(format!("{engine}.crl"));
+        let mut mayfly = self.broker.mayfly()?;
+        mayfly.args(["authority", "show", engine, "--file", "crl"]);
+        let told = mayfly.stdout(File::create(&to)?).status()?;
+        ensure!(told.success(), "no list of {engine}");
+        Ok(to)
+    }
+
+    /// What a holder has now, once OpenSSL and OpenSSH take it by lists that were made before.
+    fn lists_let_pass(&self, app: &App, files: &Path) -> Result<(PathBuf, PathBuf)> {
+        wait_until(PUSHED, "lists without what is in use", || {
+            let (crl, krl) = (self.fetch_list("x509")?, self.fetch_list("ssh")?);
+            let (id, login) = (
+                snapshot(app, "app-id", files)?,
+                snapshot(app, "login", files)?,
+            );
+            let passes = self.by_list(&id, &crl).is_ok() && asked(&krl, &login).is_ok();
+            Ok(passes.then_some((id, login)))
+        })
+    }
+
+    /// Has OpenSSL judge a certificate by a list, whatever time it is.
+    fn by_list(&self, files: &Path, crl: &Path) -> Result<String> {
+        let mut openssl = Command::new("openssl");
+        openssl.args(["verify", "-no_check_time", "-crl_check_all", "-CRLfile"]);
+        openssl.arg(crl).arg("-CAfile").arg(self.dir.join("ca.crt"));
+        openssl.arg("-untrusted").arg(files.join("tls.crt"));
+        output(openssl.arg(files.join("tls.crt")))
+    }
+
     /// Has a client and a server that trust these copies alone talk with the certificates of a holder.
     fn trusts(&self, app: &App, files: &Path) -> Result<()> {
         while_good(|| self.trusts_now(app, files))
@@ -77,6 +110,13 @@ impl Verifier<'_> {
         ensure!(said == "hello", "{said}");
         Ok(())
     }
+}
+
+/// Asks OpenSSH whether a certificate is on no list.
+fn asked(krl: &Path, files: &Path) -> Result<String> {
+    let mut keygen = Command::new("ssh-keygen");
+    keygen.arg("-Q").arg("-f").arg(krl);
+    output(keygen.arg(files.join("id_ed25519-cert.pub")))
 }
 
 /// Who signed a holder's ssh certificate, as `ssh-keygen` tells it.
@@ -177,6 +217,20 @@ fn authorities_are_rotated_and_nobody_who_verifies_notices() -> Result<()> {
     verifier.trusts(&app, files.path())?;
     say!("{rounds} rounds, {:?}", begun.elapsed());
     ensure!(rounds > 1, "only {rounds} rounds");
+
+    // What an operator takes back is on the lists before it expires.
+    verifier.fetch()?;
+    let (id, login) = verifier.lists_let_pass(&app, files.path())?;
+    for credential in ["app-id", "login"] {
+        broker.cli(&["revoke", "--credential", credential])?;
+    }
+    let told = verifier.by_list(&id, &verifier.fetch_list("x509")?);
+    ensure!(
+        format!("{told:?}").contains("certificate revoked"),
+        "{told:?}"
+    );
+    let told = asked(&verifier.fetch_list("ssh")?, &login);
+    ensure!(told.is_err(), "{told:?}");
 
     let record = broker.cli(&["audit", "tail", "-n", "1000"])?;
     ensure!(record.contains("authority.rotate"), "{record}");
