@@ -141,7 +141,8 @@ impl Door {
                 retired = Some(old);
             } else {
                 events.push(ended(&old, "replaced"));
-                ops.push(Op::LeaseEnd(old.id, self.now_ms()));
+                let listed_at = self.listed_at(&old, "replaced", self.now_ms());
+                ops.push(Op::LeaseEnd(old.id, listed_at));
             }
         }
         ops.extend(ready.ops.iter().cloned());

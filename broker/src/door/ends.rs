@@ -4,6 +4,7 @@ use super::lanes::Pass;
 use super::{Door, ended, lock, store_failed};
 use crate::store::{Lease, LeaseState, Op, StoreError};
 use crate::trial::Step;
+use mayfly_wire::admin::GRACE_SECONDS;
 use mayfly_wire::audit::Event;
 use mayfly_wire::link::{MAX_OVERDUE, NodeRefusal, Overdue, Watched};
 use mayfly_wire::{Refusal, WorkloadKey};
@@ -19,9 +20,9 @@ pub(super) struct End {
     pub event: Option<Event>,
 }
 
-/// What has nothing at a target ends `now`. Anything else must be taken back first: it is looked at
-/// at `due_at`.
-pub(super) fn end_of(lease: &Lease, reason: &str, now: u64, due_at: u64) -> End {
+/// What has nothing at a target ends; its certificate, if it is one, is on the list from `listed_at` on.
+/// Anything else must be taken back first: it is looked at at `due_at`.
+pub(super) fn end_of(lease: &Lease, reason: &str, listed_at: u64, due_at: u64) -> End {
     if lease.source.has_target() {
         End {
             op: Op::LeaseUpdate(lease.clone().must_end(reason, due_at)),
@@ -29,7 +30,7 @@ pub(super) fn end_of(lease: &Lease, reason: &str, now: u64, due_at: u64) -> End 
         }
     } else {
         End {
-            op: Op::LeaseEnd(lease.id.clone(), now),
+            op: Op::LeaseEnd(lease.id.clone(), listed_at),
             event: Some(ended(lease, reason)),
         }
     }
@@ -119,6 +120,18 @@ impl Door {
         Ok(leases)
     }
 
+    /// From when on the certificate of a lease that ends `now` is on its authority's list. What another
+    /// takes the place of is in use until its holder has the new one, for the grace period at most.
+    pub(super) fn listed_at(&self, lease: &Lease, reason: &str, now: u64) -> u64 {
+        if reason != "replaced" {
+            return now;
+        }
+        let applied = self.applied();
+        let config = applied.credential(&lease.credential);
+        let grace = config.and_then(|config| config.grace_seconds);
+        now.saturating_add(grace.unwrap_or(GRACE_SECONDS).saturating_mul(1000))
+    }
+
     /// Ends one lease for a reason of the broker's own; the caller has its workload's turn. One that has
     /// ended already is not there.
     pub(super) async fn end(&self, lease: &Lease, reason: &str) -> Result<(), Refusal> {
@@ -131,7 +144,7 @@ impl Door {
             self.retiring.remove(&lease.workload, &lease.id);
         }
         let now = self.now_ms();
-        let End { op, event } = end_of(lease, reason, now, now);
+        let End { op, event } = end_of(lease, reason, self.listed_at(lease, reason, now), now);
         // Its end does not wait for the record either.
         let recorded = self.record_all(event.into_iter().collect()).await;
         match self.store.commit(ending(lease, op)).await {

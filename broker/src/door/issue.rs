@@ -61,7 +61,8 @@ impl<'a> Work<'a> {
             creations.cancel(&lease.workload, &lease.credential).await;
         }
         let now = self.door.now_ms();
-        let End { op, event } = end_of(lease, reason, now, now);
+        let listed_at = self.door.listed_at(lease, reason, now);
+        let End { op, event } = end_of(lease, reason, listed_at, now);
         self.written.ops.push(op);
         self.written.events.extend(event);
         self.is_due(now);

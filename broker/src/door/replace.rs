@@ -64,7 +64,7 @@ impl Door {
             },
             ended(&lease, "replaced"),
         ];
-        let end = Op::LeaseEnd(lease.id.clone(), now);
+        let end = Op::LeaseEnd(lease.id.clone(), self.listed_at(&lease, "replaced", now));
         let insert = Op::LeaseInsert(Lease {
             id,
             state: LeaseState::Active,

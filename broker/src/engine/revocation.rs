@@ -54,7 +54,9 @@ impl Revocations {
     /// What stands on a list that is made now.
     pub(super) async fn at(&self, now: u64) -> Result<Vec<Revoked>, EngineError> {
         let at = now.saturating_sub(CLOCKS);
-        Ok(self.store.revoked(self.engine, at, MOST).await?)
+        let mut all = self.store.revoked(self.engine, at, MOST).await?;
+        all.retain(|one| one.listed_at <= now);
+        Ok(all)
     }
 
     /// The next list's number: on disk before the list is.
@@ -146,7 +148,8 @@ mod tests {
         store.commit(all).await.unwrap();
         let revocations = Revocations::new(store, EngineKind::X509);
         revocations.trim_to(2000, 50).await.unwrap();
-        let left = revocations.at(2000).await.unwrap();
+        assert_eq!(revocations.at(999).await.unwrap(), [], "not yet");
+        let left = revocations.at(1000).await.unwrap();
         assert_eq!(left.len(), 50);
         assert!(
             left.iter()

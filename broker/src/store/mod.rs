@@ -202,9 +202,9 @@ pub enum Op {
     LeaseUpdate(Lease),
     /// Sets when a lease is to be looked at, and nothing else. It may have ended.
     LeaseDue(LeaseId, u64),
-    /// Ends a lease, at this time: milliseconds since the Unix epoch. Not found if it has ended already;
-    /// conflict if it is not in the last state of its kind. One whose certificate is good for longer is
-    /// [`Revoked`] from then on.
+    /// Ends a lease. Not found if it has ended already; conflict if it is not in the last state of its
+    /// kind. One whose certificate is good for longer than until this time, in milliseconds since the Unix
+    /// epoch, is [`Revoked`] from then on.
     LeaseEnd(LeaseId, u64),
     /// Forgets that a lease's certificate was revoked. It need not be known.
     RevokedRemove(LeaseId),

@@ -17,22 +17,22 @@ pub struct Revoked {
     pub engine: EngineKind,
     /// When it began.
     pub issued_at: u64,
-    /// When it ended.
-    pub ended_at: u64,
+    /// From when on its certificate is not to be accepted any more.
+    pub listed_at: u64,
     /// When its certificate expires.
     pub expires_at: u64,
 }
 
 impl Revoked {
-    /// What a lease that ends at this time leaves behind, if it is one with a certificate.
-    pub(super) fn of(lease: &Lease, ended_at: u64) -> Option<Self> {
+    /// What a lease that ends leaves behind, if it is one with a certificate that is good until then.
+    pub(super) fn of(lease: &Lease, listed_at: u64) -> Option<Self> {
         let certifies = matches!(lease.engine, EngineKind::X509 | EngineKind::Ssh);
         let has_one = certifies && matches!(lease.source, Source::Sealed(_));
-        (has_one && lease.expires_at > ended_at).then(|| Self {
+        (has_one && lease.expires_at > listed_at).then(|| Self {
             lease: lease.id.clone(),
             engine: lease.engine,
             issued_at: lease.issued_at,
-            ended_at,
+            listed_at,
             expires_at: lease.expires_at,
         })
     }
@@ -40,14 +40,14 @@ impl Revoked {
 
 impl Record for Revoked {
     const TABLE: &'static str = "revoked";
-    const COLUMNS: &'static str = "lease, engine, issued_at, ended_at, expires_at, mac";
+    const COLUMNS: &'static str = "lease, engine, issued_at, listed_at, expires_at, mac";
 
     fn read(row: &Row<'_>) -> Result<Self, StoreError> {
         Ok(Self {
             lease: LeaseId::from(column::<String>(row, 0)?),
             engine: engine(row, 1)?,
             issued_at: number(row, 2)?,
-            ended_at: number(row, 3)?,
+            listed_at: number(row, 3)?,
             expires_at: number(row, 4)?,
         })
     }
@@ -56,7 +56,7 @@ impl Record for Revoked {
         let mut canon = Canon::default();
         canon.text(Self::TABLE).text(self.lease.as_str());
         canon.text(self.engine.as_str()).number(self.issued_at);
-        canon.number(self.ended_at).number(self.expires_at);
+        canon.number(self.listed_at).number(self.expires_at);
         Ok(canon.0)
     }
 
@@ -64,12 +64,12 @@ impl Record for Revoked {
         execute(
             connection,
             "INSERT OR REPLACE INTO revoked \
-             (lease, engine, issued_at, ended_at, expires_at, mac) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+             (lease, engine, issued_at, listed_at, expires_at, mac) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             (
                 self.lease.as_str(),
                 self.engine.as_str(),
                 integer(self.issued_at)?,
-                integer(self.ended_at)?,
+                integer(self.listed_at)?,
                 integer(self.expires_at)?,
                 mac,
             ),

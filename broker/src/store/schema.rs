@@ -83,7 +83,7 @@ CREATE TABLE revoked (
     lease TEXT PRIMARY KEY,
     engine TEXT NOT NULL,
     issued_at INTEGER NOT NULL,
-    ended_at INTEGER NOT NULL,
+    listed_at INTEGER NOT NULL,
     expires_at INTEGER NOT NULL,
     mac BLOB NOT NULL
 ) STRICT;

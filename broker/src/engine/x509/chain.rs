@@ -311,7 +311,7 @@ fn number(mut bytes: [u8; 16]) -> SerialNumber {
 fn entry(revoked: &Revoked) -> RevokedCertParams {
     RevokedCertParams {
         serial_number: serial(&revoked.lease),
-        revocation_time: date(revoked.ended_at),
+        revocation_time: date(revoked.listed_at),
         reason_code: None,
         invalidity_date: None,
     }
