@@ -139,11 +139,14 @@ fn a_minute_at_idle_is_three_pings() {
     for _ in 0..10 {
         peer.ping();
     }
-    let before = worked(sidecar.pid());
-    for _ in 0..300 {
-        peer.ping();
-    }
-    let minute = (worked(sidecar.pid()) - before) / 100;
+    let minutes = (0..3).map(|_| {
+        let before = worked(sidecar.pid());
+        for _ in 0..150 {
+            peer.ping();
+        }
+        (worked(sidecar.pid()) - before) / 50
+    });
+    let minute = minutes.min().unwrap();
     println!("processor time of a minute at idle: {minute:?}");
-    assert!(minute < Duration::from_millis(5));
+    assert!(minute < Duration::from_millis(1));
 }

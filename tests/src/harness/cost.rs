@@ -40,6 +40,7 @@ pub struct IdleCost {
     pid: i32,
     begun: Instant,
     before: Duration,
+    slept: u64,
 }
 
 /// Begins to count, of a process of one thread.
@@ -51,6 +52,7 @@ pub fn idle_cost(pid: i32) -> Result<IdleCost> {
         pid,
         begun: Instant::now(),
         before: worked(pid)?,
+        slept: slept(pid)?,
     })
 }
 
@@ -64,6 +66,23 @@ impl IdleCost {
         let minutes = self.begun.elapsed().as_secs_f64() / 60.0;
         Ok(worked.div_f64(minutes))
     }
+
+    /// How often it has gone back to sleep since then: each time it had woken up to do something.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn wakes(&self) -> Result<u64> {
+        Ok(slept(self.pid)?.saturating_sub(self.slept))
+    }
+}
+
+/// How often it has given up the processor to wait for something (proc_pid_status(5)).
+fn slept(pid: i32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let mut lines = status.lines();
+    let times = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    let times = times.context("no voluntary_ctxt_switches")?;
+    Ok(times.trim().parse()?)
 }
 
 /// Time on a processor so far, to the nanosecond: the first number of `/proc/PID/schedstat`

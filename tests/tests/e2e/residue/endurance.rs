@@ -1,5 +1,5 @@
-//! A day's worth of rotations: 20 credentials, each every 15 minutes, are 1,920 generations. And what a
-//! minute costs in which nothing happens.
+//! A day's worth of rotations: 20 credentials, each every 15 minutes, are 1,920 generations. And what
+//! those do meanwhile that nothing happens to.
 
 use std::time::Duration;
 
@@ -12,11 +12,15 @@ use super::super::resilience::app::{self, App, SOON};
 
 const CREDENTIALS: usize = 20;
 const GENERATIONS: usize = CREDENTIALS * 24 * 4;
-/// The shortest time in which the cost of a minute shows: the node asks every 20 seconds. In a longer one
-/// that is no multiple, it may ask too often.
+/// The shortest time in which it shows what wakes those who have nothing to do: the node asks every 20
+/// seconds.
 const IDLE: Duration = Duration::from_secs(20);
-/// Of how many that cost is taken.
-const ALONE: usize = 5;
+/// How often either may wake up in that time. What the node's question costs the sidecar, once its pages
+/// are at hand, its own suite says; here a host that takes memory from its machines, and brings it back
+/// page by page, makes it what it likes.
+const WAKES: [u64; 2] = [3, 1];
+/// Of how many the least is taken.
+const ALONE: usize = 3;
 /// The most memory of its own that either may have, in KiB. The pages of its file, which the sidecar's
 /// budget of 3 MB has too, come and go with the page cache, and all containers share them.
 const OWN: f64 = 1024.0;
@@ -70,11 +74,11 @@ fn a_day_of_rotations_leaves_sidecar_and_shim_as_they_were() -> Result<()> {
     let dir = app.path("run/secrets");
     rotate(&broker, &dir, "e2e", &names[1..], 200)?;
     let before = state()?;
-    let costs = std::thread::scope(|scope| {
-        let costs = scope.spawn(|| least(&idle));
+    let wakes = std::thread::scope(|scope| {
+        let wakes = scope.spawn(|| least(&idle));
         rotate(&broker, &dir, "e2e", &names[1..], GENERATIONS)?;
-        let costs = costs.join();
-        costs.map_err(|_| anyhow!("the other one panicked"))?
+        let wakes = wakes.join();
+        wakes.map_err(|_| anyhow!("the other one panicked"))?
     })?;
     let mut after = state()?;
     // What was kept from running closes them later.
@@ -108,26 +112,27 @@ fn a_day_of_rotations_leaves_sidecar_and_shim_as_they_were() -> Result<()> {
         let size = std::fs::metadata(binary(program)?)?.len();
         ensure!(size <= most, "{program} has {size} bytes, at most {most}");
     }
-    for (what, minute) in ["sidecar", "shim"].into_iter().zip(costs) {
+    let wakes = ["sidecar", "shim"].into_iter().zip(wakes);
+    for ((what, wakes), most) in wakes.zip(WAKES) {
+        println!("{what}: awake {wakes} times in {IDLE:?} without work");
         ensure!(
-            minute < Duration::from_millis(1),
-            "the {what} costs {minute:?} of processor time in a minute without work"
+            wakes <= most,
+            "the {what} wakes up {wakes} times in {IDLE:?} without work, at most {most}"
         );
-        println!("{what}: {minute:?} of processor time in a minute without work");
     }
     Ok(())
 }
 
-/// What a minute costs the sidecar and the shim of whoever was disturbed least: what else runs makes each
-/// step dearer, and none cheaper.
-fn least(idle: &[(App, i32)]) -> Result<[Duration; 2]> {
+/// How often the sidecar and the shim of whoever was disturbed least woke up: what else runs can make it
+/// more, and not less.
+fn least(idle: &[(App, i32)]) -> Result<[u64; 2]> {
     let of = |(app, sidecar): &(App, i32)| [*sidecar, app.bare().pid()].map(idle_cost);
     let begun: Vec<_> = idle.iter().map(of).collect();
     std::thread::sleep(IDLE);
-    let mut least = [Duration::MAX; 2];
+    let mut least = [u64::MAX; 2];
     for costs in begun {
         for (least, cost) in least.iter_mut().zip(costs) {
-            *least = cost?.a_minute()?.min(*least);
+            *least = cost?.wakes()?.min(*least);
         }
     }
     Ok(least)
